@@ -1,0 +1,319 @@
+"""A resolved loss: one face, `loss_fn(outputs, batch) -> LossReturn`, over the three kinds of loss there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensafe._lazy import torch
+
+from .check import compile_gather
+from .contract import Contract, read_contract
+from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss
+from .explain import keys_of
+from .loss import Loss
+from .protocol import COUNTS, read_signature
+from .reduction import Reduction, reduce_elements
+from .returns import checked_return
+from .types import Elements, LossReturn
+
+__all__ = ["CombinedLoss", "ProtocolLoss", "ResolvedLoss", "TypedLoss"]
+
+_MOST_OVERRIDES_KEPT = 64
+_HASHABLE = (str, int, float, bool, type(None))
+
+
+class ResolvedLoss(ABC):
+    """A loss that is ready to be called: `loss_fn(outputs, batch) -> LossReturn`.
+
+    Attributes:
+        name: Registered name, or the qualified name of the callable.
+        kwargs: Every kwarg with its value, defaults included.
+    """
+
+    name: str
+
+    def __call__(self, outputs: Any, batch: Any, /, **overrides: Any) -> LossReturn:
+        """Compute the loss.
+
+        Args:
+            outputs: What the model returned: a mapping, or an object with attributes.
+            batch: What it was trained on, likewise.
+            **overrides: Kwargs for this call only, validated like any others; in eager mode. And the denominators of
+                a loss that is summed over accumulation steps and ranks, `num_items_in_batch` (of reduction `mean`) and
+                `num_sequences_in_batch` (of the `sequence_*` ones): a number >= 0, a 0-d tensor, or None.
+
+        Returns:
+            `loss`, `metrics` and perhaps `auxiliary`; see `LossReturn`.
+
+        Raises:
+            LossInputError: A tensor is missing, or of the wrong kind, rank, size or device.
+            LossConfigError: An override is unknown or out of range.
+            LossReturnError: The loss returned something else than promised.
+        """
+        if not overrides:
+            return self._run(outputs, batch, {})
+        counts = {name: overrides.pop(name) for name in COUNTS if name in overrides}
+        loss = self._overridden(overrides) if overrides else self
+        return loss._run(outputs, batch, counts)
+
+    @property
+    @abstractmethod
+    def kwargs(self) -> dict[str, Any]:
+        """Every kwarg with its value, defaults included."""
+
+    @abstractmethod
+    def bind(self, kwargs: Mapping[str, Any]) -> ResolvedLoss:
+        """Return the same loss with some kwargs replaced; `resolve_loss(loss_fn, **kwargs)` calls it."""
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """Return the spec as plain data, to be written to a config file: `type`, `kwargs` and perhaps `inputs`."""
+
+    @abstractmethod
+    def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn: ...
+
+    @abstractmethod
+    def _state(self) -> tuple[Any, ...]:
+        """Return the arguments of the constructor, for pickle, copy and ==."""
+
+    def _overridden(self, overrides: Mapping[str, Any]) -> ResolvedLoss:
+        if torch.compiler.is_compiling():
+            names = ", ".join(f"{name}=..." for name in overrides)
+            raise make_error(
+                LossConfigError,
+                "a call inside torch.compile cannot override kwargs.",
+                code="override-in-compile",
+                loss=self.name,
+                hint=f"Bind them outside: loss_fn = resolve_loss(loss_fn, {names}).",
+            )
+        if not all(isinstance(value, _HASHABLE) for value in overrides.values()):
+            return self.bind(overrides)
+        key = frozenset((name, type(value), value) for name, value in overrides.items())
+        known: dict[Any, ResolvedLoss] = self.__dict__["_memo"]
+        if key not in known:
+            bound = self.bind(overrides)
+            if len(known) >= _MOST_OVERRIDES_KEPT:  # a schedule gives a new number at each step
+                known.clear()
+            known[key] = bound
+            return bound
+        return known[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._state()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ResolvedLoss):
+            return NotImplemented
+        return type(other) is type(self) and other._state() == self._state()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
+
+
+class _LossValue(ResolvedLoss):
+    """What the adapters of `Loss` values share."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.name = type(loss)._name or type(loss).__qualname__
+        self.__doc__ = type(loss).__doc__
+        self._memo: dict[Any, ResolvedLoss] = {}
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return {name: getattr(self.loss, name) for name in type(self.loss).model_fields}
+
+    def _rebuilt(self, kwargs: Mapping[str, Any]) -> Loss:
+        kept = {name: getattr(self.loss, name) for name in self.loss.model_fields_set}
+        return type(self.loss)(**{**kept, **kwargs})
+
+    def to_config(self) -> dict[str, Any]:
+        name = type(self.loss)._name or f"{type(self.loss).__module__}:{type(self.loss).__qualname__}"
+        return {"type": name, "kwargs": self.loss.model_dump(mode="json", exclude_unset=True)}
+
+
+class TypedLoss(_LossValue):
+    """Adapter of a `Loss` with `compute`: takes its tensors by name, checks them, computes, reduces.
+
+    Args:
+        loss: The loss, with its kwargs.
+        inputs: Renames of tensors, `{tensor: key}`; a key may say `outputs.key` or `batch.key`.
+
+    Attributes:
+        loss: The loss, with its kwargs.
+        inputs: The renames.
+        contract: The tensors that the loss takes.
+    """
+
+    def __init__(self, loss: Loss, inputs: Mapping[str, str] | None = None) -> None:
+        super().__init__(loss)
+        self.inputs = dict(inputs or {})
+        self.contract: Contract = read_contract(type(loss))
+        _check_inputs(self.name, self.contract, self.inputs)
+        self._gather = compile_gather(self.name, self.contract, tuple(self.inputs.items()), type(loss)._upcast)
+        fields = type(loss).model_fields
+        mode = getattr(loss, "reduction", "mean")
+        self._reduction = Reduction(mode, getattr(loss, "max_length", None) if "max_length" in fields else None)
+
+    def bind(self, kwargs: Mapping[str, Any]) -> TypedLoss:
+        return TypedLoss(self._rebuilt(kwargs), self.inputs) if kwargs else self
+
+    def to_config(self) -> dict[str, Any]:
+        return {**super().to_config(), **({"inputs": dict(self.inputs)} if self.inputs else {})}
+
+    def _state(self) -> tuple[Any, ...]:
+        return self.loss, self.inputs
+
+    def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
+        tensors, num_items, num_sequences = self._gather(outputs, batch)
+        reduction = self._reduction
+        if counts:
+            num_items = counts.get("num_items_in_batch", num_items)
+            num_sequences = counts.get("num_sequences_in_batch", num_sequences)
+        if num_items is not None or num_sequences is not None:
+            reduction = reduction._replace(num_items=num_items, num_sequences=num_sequences)
+        device = next(tensor.device.type for tensor in tensors if tensor is not None)
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._reduced(outputs, batch, tensors, reduction)
+        return self._reduced(outputs, batch, tensors, reduction)
+
+    def _reduced(self, outputs: Any, batch: Any, tensors: tuple[Any, ...], reduction: Reduction) -> LossReturn:
+        if torch.compiler.is_compiling():
+            elements: Elements = self.loss.compute(*tensors)
+        else:
+            try:
+                elements = self.loss.compute(*tensors)
+            except LossInputError as error:
+                if error.loss is not None:
+                    raise
+                raise self._located(error, outputs, batch) from None
+            except (IndexError, RuntimeError) as error:
+                message = self._explain(tensors)
+                if message is None:
+                    raise
+                raise make_error(LossInputError, message, code="invalid-values", loss=self.name) from error
+        return reduce_elements(self.name, elements, reduction, with_metrics=self.loss.metrics)
+
+    def _located(self, error: LossInputError, outputs: Any, batch: Any) -> LossInputError:
+        """Add the name of the loss, and what there is, to an error of `compute` about a missing tensor."""
+        found = "; ".join(
+            f"{name} has {', '.join(keys_of(source)) or 'nothing'}"
+            for name, source in (("outputs", outputs), ("batch", batch))
+        )
+        hint = f"{error.hint or ''} ({found})".strip()
+        return make_error(LossInputError, str(error), code=error.code, loss=self.name, loc=error.loc, hint=hint)
+
+    def _explain(self, tensors: tuple[Any, ...]) -> str | None:
+        """Ask the loss what was wrong with the values; only where looking at them is possible and free of a sync."""
+        explain = getattr(self.loss, "explain", None)
+        if explain is None or any(tensor is not None and tensor.device.type != "cpu" for tensor in tensors):
+            return None
+        try:
+            message: str | None = explain(*tensors)
+        except Exception:  # fake tensors and functorch have no values to look at: the first error says it all
+            return None
+        return message
+
+
+class CombinedLoss(_LossValue):
+    """Adapter of a `Loss` with `__call__`, which is made of other losses and is called with what they need."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(loss)
+        self._signature = read_signature(loss, self.name)  # type: ignore[arg-type]
+        self._unreduced = self.kwargs.get("reduction") == "none"
+
+    def bind(self, kwargs: Mapping[str, Any]) -> CombinedLoss:
+        return CombinedLoss(self._rebuilt(kwargs)) if kwargs else self
+
+    def _state(self) -> tuple[Any, ...]:
+        return (self.loss,)
+
+    def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
+        _check_counts(self.name, self._signature.counts, counts)
+        declared = {name: count for name, count in counts.items() if name in self._signature.counts}
+        result = self.loss(outputs, batch, **declared)  # type: ignore[operator]
+        return checked_return(result, self.name, unreduced=self._unreduced)
+
+
+class ProtocolLoss(ResolvedLoss):
+    """Adapter of a plain callable `(outputs, batch, **kwargs)`.
+
+    Args:
+        fn: A function, instance or module.
+        bound: Its kwargs; validated by annotations and defaults.
+        name: What to call it.
+
+    Attributes:
+        fn: The callable, as given (a module stays reachable for its parameters).
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None, name: str | None = None
+    ) -> None:
+        self.fn = fn
+        self.name = name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        self.__doc__ = fn.__doc__
+        self._signature = read_signature(fn, self.name)
+        self._bound = self._signature.bind(bound or {})
+        self._memo: dict[Any, ResolvedLoss] = {}
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        defaults = {name: parameter.default for name, parameter in self._signature.parameters.items()}
+        return {**defaults, **self._bound}
+
+    def bind(self, kwargs: Mapping[str, Any]) -> ProtocolLoss:
+        return ProtocolLoss(self.fn, {**self._bound, **kwargs}, self.name) if kwargs else self
+
+    def to_config(self) -> dict[str, Any]:
+        named = self.fn if hasattr(self.fn, "__qualname__") else None
+        if named is None or not named.__qualname__.isidentifier():
+            raise make_error(
+                LossConfigError,
+                "no path leads to this callable, so a config cannot name it.",
+                code="no-config",
+                loss=self.name,
+                hint="Define it at the top level of a module.",
+            )
+        return {"type": f"{named.__module__}:{named.__qualname__}", "kwargs": dict(self._bound)}
+
+    def _state(self) -> tuple[Any, ...]:
+        return self.fn, self._bound, self.name
+
+    def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
+        _check_counts(self.name, self._signature.counts, counts)
+        declared = {name: count for name, count in counts.items() if name in self._signature.counts}
+        result = self.fn(outputs, batch, **self._bound, **declared)
+        return checked_return(result, self.name, unreduced=self._bound.get("reduction") == "none")
+
+
+def _check_counts(owner: str, declared: frozenset[str], counts: Mapping[str, Any]) -> None:
+    for name, count in counts.items():
+        if name not in declared and count is not None:
+            raise make_error(
+                LossConfigError,
+                f"does not declare {name}, so it cannot honour it: the loss would be normalised per micro-batch.",
+                code="unused-count",
+                loss=owner,
+                loc=(name,),
+                hint=f"Add the keyword {name}=None to it and divide by it.",
+            )
+
+
+def _check_inputs(owner: str, contract: Contract, inputs: Mapping[str, str]) -> None:
+    names = [tensor.name for tensor in contract.tensors]
+    problems: list[Problem] = []
+    for name in inputs:
+        if name not in names:
+            nearest = near_miss(name, names)
+            cure = f"; did you mean {nearest}?" if nearest else f"; its tensors are {', '.join(names)}"
+            message = f"{owner} takes no tensor of this name{cure}"
+            problems.append(Problem("unknown-tensor", ("inputs", name), message, nearest, on_key=True))
+    if problems:
+        raise config_error(problems, loss=owner)

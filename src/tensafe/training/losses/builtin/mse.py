@@ -1,0 +1,50 @@
+"""Mean squared error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from tensafe.training.losses.contract import Alias
+from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.types import Elements
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class MSE(ElementLoss, name="mse"):
+    r"""Squared difference between predictions and targets of the same shape.
+
+    .. math:: \ell_i = (p_i - y_i)^2
+
+    Args:
+        predictions: Predicted values :math:`p`, float `[*shape]`; also found as `logits` or `output`.
+        targets: True values :math:`y`, float, same shape; also found as `labels`.
+        reduction: See `ElementLoss`; `none` gives one value per element.
+        metrics: Accepted like everywhere; this loss has none.
+
+    Returns:
+        The loss, 0-d, >= 0, in squared units of the targets. An empty batch gives 0.0, attached to the graph.
+
+    Raises:
+        LossInputError: A tensor is missing, or the shapes differ: `[N 1]` against `[N]` is refused, not broadcast.
+        LossConfigError: A kwarg is unknown.
+
+    Example:
+        >>> import torch
+        >>> from tensafe.training.losses import resolve_loss
+        >>> resolve_loss("mse")({"predictions": torch.tensor([1.0, 4.0])}, {"targets": torch.tensor([1.0, 2.0])})["loss"]
+        tensor(2.)
+
+    References:
+        Equal to torch.nn.functional.mse_loss, which broadcasts with a warning.
+    """
+
+    def compute(
+        self,
+        predictions: Annotated[Float[Tensor, "*shape"], Alias("logits"), Alias("output")],
+        targets: Annotated[Float[Tensor, "*shape"], Alias("labels")],
+    ) -> Elements:
+        """Return the squared differences; see the class."""
+        return Elements((predictions - targets).square())

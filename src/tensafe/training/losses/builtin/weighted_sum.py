@@ -1,0 +1,168 @@
+"""A weighted sum of other losses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tensafe._lazy import torch
+from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss
+from tensafe.training.losses.explain import make_reader
+from tensafe.training.losses.loss import Loss
+from tensafe.training.losses.nested import NestedLoss
+from tensafe.training.losses.resolve import check_spec
+from tensafe.training.losses.spec import SPEC_KEYS
+from tensafe.training.losses.types import LossReturn
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from torch import Tensor
+
+_TERM_KEYS = ("weight", "name")
+
+
+class WeightedTerm(BaseModel):
+    """One term of a weighted sum: in a config, a loss spec with a weight and perhaps a name beside its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    loss: NestedLoss
+    weight: float = Field(default=1.0, description="What the loss of this term is multiplied by.")
+    name: str | None = Field(default=None, min_length=1, description="What to call the term among the metrics.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "loss" in data:
+            return data if isinstance(data, Mapping) else {"loss": data}
+        own = {key: data[key] for key in _TERM_KEYS if key in data}
+        spec = {key: value for key, value in data.items() if key not in own}
+        misspelt = [key for key in spec if near_miss(str(key), (*SPEC_KEYS, *_TERM_KEYS)) in _TERM_KEYS]
+        if not misspelt:
+            return {"loss": spec, **own}
+        problems = [_misspelt(str(key)) for key in misspelt]
+        # raised from here, so what else is wrong with the term must be looked for here
+        problems += check_spec({key: value for key, value in spec.items() if key not in misspelt})
+        raise config_error(problems, loss=None)
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.loss.kwargs.get("reduction") == "none":
+            message = "a term of a weighted sum must be one number; choose another reduction than none"
+            raise config_error([Problem("invalid-value", ("kwargs", "reduction"), message)], loss=None)
+        return self
+
+
+def _weighted(loss: Tensor, weight: float) -> Tensor:
+    if weight == 0:  # 0 even where the loss is infinite, and still attached to the graph
+        return torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
+    return weight * loss
+
+
+def _misspelt(key: str) -> Problem:
+    nearest = near_miss(key, _TERM_KEYS)
+    return Problem("unknown-key", (key,), f"unknown key; did you mean {nearest}?", nearest, on_key=True)
+
+
+class WeightedSum(Loss, name="weighted_sum"):
+    r"""Weighted sum of other losses, on the same outputs and batch.
+
+    .. math:: L = \sum_k w_k L_k
+
+    Args:
+        outputs: What each term looks its tensors up in; give a term `inputs` where names collide.
+        batch: Likewise.
+        losses: The terms, at least one. In a config each is a loss spec with its weight:
+            `{type: mse, weight: 0.5, kwargs: {...}, inputs: {...}, name: ...}`. `weight` is finite, default 1; a term of
+            weight 0 is computed for its metrics and adds nothing. `name` defaults to the type (with a number when
+            two terms share it).
+        metrics: Whether the result carries, for each term, `<name>/loss`, `<name>/weight` and its own metrics as
+            `<name>/<metric>`.
+
+    Returns:
+        The sum, 0-d.
+
+    Raises:
+        LossInputError: From the terms; or `num_items_in_batch` (`num_sequences_in_batch`) is a single number, in the
+            call or in the batch: terms count different things (tokens, pairs), so it takes a list with one entry per
+            term, None where there is none.
+        LossConfigError: A kwarg, here or inside a term, is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> from tensafe.training.losses import resolve_loss
+        >>> loss_fn = resolve_loss("weighted_sum", losses=[{"type": "mse", "weight": 0.5}, "mse"])
+        >>> loss_fn({"predictions": torch.tensor([2.0])}, {"targets": torch.tensor([0.0])})["loss"]  # 0.5 * 4 + 4
+        tensor(6.)
+
+    References:
+        The usual way to combine objectives, such as MPO: Wang et al., 2024, arXiv:2411.10442.
+    """
+
+    losses: tuple[WeightedTerm, ...] = Field(
+        min_length=1, strict=False, description="The terms: loss specs, each with a weight."
+    )
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        given = Counter(term.name for term in self.losses if term.name is not None)
+        repeated = [name for name, count in given.items() if count > 1]
+        if repeated:
+            last = max(index for index, term in enumerate(self.losses) if term.name == repeated[0])
+            message = f"another term has the name {repeated[0]!r} already"
+            raise config_error([Problem("repeated-name", ("losses", last, "name"), message)], loss=None)
+        return self
+
+    def __call__(
+        self, outputs: Any, batch: Any, *, num_items_in_batch: Any = None, num_sequences_in_batch: Any = None
+    ) -> LossReturn:
+        """Return the weighted sum of the terms; see the class."""
+        items = self._per_term("num_items_in_batch", num_items_in_batch, batch)
+        sequences = self._per_term("num_sequences_in_batch", num_sequences_in_batch, batch)
+        total: Any = None
+        metrics: dict[str, Any] = {}
+        for index, (term, name) in enumerate(zip(self.losses, self._names(), strict=True)):
+            # given explicitly, None included, the term does not look for a count in the batch
+            result = term.loss(
+                outputs, batch, num_items_in_batch=items[index], num_sequences_in_batch=sequences[index]
+            )
+            part = _weighted(result["loss"], term.weight)
+            total = part if total is None else total + part
+            if self.metrics:
+                metrics[f"{name}/loss"] = result["loss"]
+                metrics[f"{name}/weight"] = term.weight
+                metrics.update({f"{name}/{key}": value for key, value in result.get("metrics", {}).items()})
+        return {"loss": total, "metrics": metrics}
+
+    def _names(self) -> list[str]:
+        plain = [term.name or term.loss.name for term in self.losses]
+        shared = {name for name, count in Counter(plain).items() if count > 1}
+        return [f"{name}_{index}" if name in shared else name for index, name in enumerate(plain)]
+
+    def _per_term(self, name: str, counts: Any, batch: Any) -> Sequence[Any]:
+        if counts is None:
+            counts = make_reader(batch)(name)
+        if counts is None:
+            return [None] * len(self.losses)
+        if not isinstance(counts, list | tuple):
+            raise make_error(
+                LossInputError,
+                f"{name} must be a list with one entry per term: they count different things; got one number.",
+                code="invalid-count",
+                loss="weighted_sum",
+                loc=(name,),
+                hint=f"Pass {name}=[...], None where a term has none.",
+            )
+        if len(counts) != len(self.losses):
+            raise make_error(
+                LossInputError,
+                f"{name} must have one entry per term, {len(self.losses)}; got {len(counts)}.",
+                code="invalid-count",
+                loss="weighted_sum",
+                loc=(name,),
+            )
+        return counts

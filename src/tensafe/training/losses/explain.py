@@ -1,0 +1,307 @@
+"""The slow path of the tensor check: converts lists and numbers, and says what is wrong with everything else.
+
+It is plain Python over shapes and dtypes, never over values, so `torch.compile` traces it and reports the same sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from tensafe._lazy import torch
+
+from .contract import MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
+from .errors import LossInputError, LossTypeError, make_error, near_miss
+
+__all__ = ["explain", "keys_of", "make_reader"]
+
+
+def make_reader(source: Any) -> Callable[[str], Any]:
+    """Return `name -> value or None` for a mapping or an object with attributes (a method counts as absent)."""
+    if isinstance(source, Mapping):
+        return lambda name: source.get(name, None)
+
+    def read(name: str) -> Any:
+        value = getattr(source, name, None)
+        return None if callable(value) else value
+
+    return read
+
+
+def keys_of(source: Any) -> list[str]:
+    """Return what a mapping or an object offers, for a message."""
+    if isinstance(source, Mapping):
+        return [str(key) for key in source]
+    return [name for name in getattr(source, "__dict__", {}) if not name.startswith("_")]
+
+
+def explain(
+    owner: str, contract: Contract, inputs: Mapping[str, str], upcast: bool, outputs: Any, batch: Any
+) -> tuple[tuple[Any, ...], Any, Any]:
+    """Gather the tensors as the generated code does, at leisure.
+
+    Returns:
+        What `gather` returns, when everything that is amiss could be converted.
+
+    Raises:
+        LossInputError: A tensor is missing, ambiguous, or of the wrong kind, rank, size or device.
+        LossTypeError: Outputs or batch are no containers of named tensors.
+    """
+    call = _Call(owner, inputs, outputs, batch)
+    _check_container(owner, "outputs", outputs, contract)
+    _check_container(owner, "batch", batch, contract)
+    values = {tensor.name: call.find(tensor) for tensor in contract.tensors}
+    device = next((value.device for value in values.values() if isinstance(value, torch.Tensor)), None)
+    for tensor in contract.tensors:
+        if values[tensor.name] is not None:
+            values[tensor.name] = _as_kind(call, tensor, values[tensor.name], device, upcast)
+    _check_sizes(call, contract, values)
+    _check_devices(call, contract, values)
+    if any(value is not None and value.dtype is torch.float64 for value in values.values()):
+        for tensor in contract.tensors:
+            if tensor.kind == "float" and values[tensor.name] is not None:
+                values[tensor.name] = values[tensor.name].to(torch.float64)
+    counts = make_reader(batch)
+    return tuple(values.values()), counts("num_items_in_batch"), counts("num_sequences_in_batch")
+
+
+class _Call(NamedTuple):
+    """What one call was given."""
+
+    owner: str
+    inputs: Mapping[str, str]
+    outputs: Any
+    batch: Any
+
+    def find(self, tensor: TensorSpec) -> Any:
+        place, keys = lookup_keys(tensor, self.inputs)
+        for key in keys:
+            found = make_reader(self.outputs)(key) if place != "batch" else None
+            other = make_reader(self.batch)(key) if place != "outputs" else None
+            if found is not None and other is not None and found is not other:
+                self.fail(
+                    tensor,
+                    "ambiguous-tensor",
+                    f"{key!r} is in both outputs and batch.",
+                    f"Say which in the spec: inputs: {{{tensor.name}: batch.{key}}}.",
+                )
+            if found is not None or other is not None:
+                return found if found is not None else other
+        if not tensor.optional:
+            self._fail_missing(tensor, place, keys)
+        return None
+
+    def _fail_missing(self, tensor: TensorSpec, place: str | None, keys: tuple[str, ...]) -> NoReturn:
+        offered = {
+            name: keys_of(source)
+            for name, source in (("outputs", self.outputs), ("batch", self.batch))
+            if place in {None, name}
+        }
+        wanted = " or ".join(repr(key) for key in keys)
+        found = "; ".join(f"{name} has {', '.join(given) or 'nothing'}" for name, given in offered.items())
+        nearest = near_miss(keys[0], [key for given in offered.values() for key in given])
+        hint = f"If {nearest!r} is meant: inputs: {{{tensor.name}: {nearest}}}." if nearest else None
+        where = place or "outputs or batch"
+        self.fail(tensor, "missing-tensor", f"{wanted} ({tensor}) must be in {where}; {found}.", hint)
+
+    def fail(self, tensor: TensorSpec, code: str, message: str, hint: str | None = None) -> NoReturn:
+        raise make_error(LossInputError, message, code=code, loss=self.owner, loc=(tensor.name,), hint=hint)
+
+
+def _check_container(owner: str, name: str, source: Any, contract: Contract) -> None:
+    example = contract.tensors[0].name if contract.tensors else "logits"
+    if isinstance(source, torch.Tensor):
+        hint = f"Pass {{{example!r}: tensor}}."
+    elif isinstance(source, tuple | list):
+        hint = "Name its parts, or have the model return a dict (return_dict=True)."
+    elif source is None or isinstance(source, str | bytes | int | float):
+        hint = f"Pass a mapping such as {{{example!r}: tensor}}."
+    else:
+        return
+    raise make_error(
+        LossTypeError,
+        f"{name} must be a mapping or an object with attributes; got {type(source).__name__}.",
+        code="not-a-container",
+        loss=owner,
+        loc=(name,),
+        hint=hint,
+    )
+
+
+_KIND_HINTS = {
+    ("float", "int"): "Convert it: x.float().",
+    ("int", "float"): "These are ids: x.long().",
+    ("int", "bool"): "These are ids: x.long().",
+    ("bool", "int"): "Convert it: x.bool().",
+    ("bool", "float"): "Convert it: x.bool().",
+    ("num", "bool"): "Convert it: x.float().",
+}
+
+
+def _as_kind(call: _Call, tensor: TensorSpec, value: Any, device: Any, upcast: bool) -> Any:
+    if isinstance(value, list | tuple | int | float):
+        value = _convert(call, tensor, value, device)
+    if not isinstance(value, torch.Tensor):
+        call.fail(
+            tensor,
+            "not-a-tensor",
+            f"{tensor.name!r} must be a tensor, {tensor}; got {type(value).__name__}.",
+            "Convert it: torch.as_tensor(x).",
+        )
+    if value.layout is not torch.strided:
+        call.fail(
+            tensor,
+            "unsupported-layout",
+            f"{tensor.name!r} must be a dense tensor, {tensor}; got layout {value.layout}.",
+            "Convert it: x.to_padded_tensor(...) if nested, x.to_dense() if sparse.",
+        )
+    kind = _kind_of(value.dtype)
+    if tensor.kind not in {"any", kind} and not (tensor.kind == "num" and kind in {"float", "int"}):
+        message = f"{tensor.name!r} must be {tensor}; got {_describe(value)}."
+        call.fail(tensor, "wrong-dtype", message, _KIND_HINTS.get((tensor.kind, kind)))
+    if upcast and tensor.kind in {"float", "num"} and (value.dtype is torch.float16 or value.dtype is torch.bfloat16):
+        return value.to(torch.float32)
+    return value.to(torch.int64) if tensor.kind == "int" else value
+
+
+def _convert(call: _Call, tensor: TensorSpec, value: Any, device: Any) -> Any:
+    dtypes = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+    first: Any = value
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    wanted = dtypes.get(tensor.kind)
+    if tensor.kind == "int" and isinstance(first, float | bool) or tensor.kind == "bool" and not isinstance(first, bool):
+        wanted = None  # 0.7 is no id, and 2 is neither true nor false: keep the dtype, to be refused by name
+    try:
+        return torch.tensor(value, dtype=wanted, device=device)
+    except (ValueError, TypeError, RuntimeError) as error:
+        call.fail(
+            tensor,
+            "not-a-tensor",
+            f"{tensor.name!r} must be {tensor}; this {type(value).__name__} cannot become a tensor: {error}.",
+            "Rows must be equally long, and hold numbers.",
+        )
+
+
+def _kind_of(dtype: Any) -> str:
+    if dtype is torch.bool:
+        return "bool"
+    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return "float"
+    if dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        return "int"
+    return "other"
+
+
+def _describe(value: Any) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+_Sizes = Mapping[str, tuple[Any, str]]  # axis -> its size, and the tensor that set it
+_Shapes = Mapping[str, list[Any]]
+
+
+def _check_sizes(call: _Call, contract: Contract, values: Mapping[str, Any]) -> None:
+    sizes: dict[str, tuple[Any, str]] = {}
+    shapes = {name: list(value.shape) for name, value in values.items() if value is not None}
+    for tensor in contract.tensors:
+        if tensor.name not in shapes:
+            continue
+        value = values[tensor.name]
+        found = _match(tensor, shapes[tensor.name])
+        if found is None:
+            _fail_shape(call, contract, shapes, tensor, value, sizes)
+        for dim, size in found.items():
+            known = sizes.setdefault(dim, (size, tensor.name))
+            if known[0] != size:
+                _fail_shape(call, contract, shapes, tensor, value, sizes, dim)
+            if not is_variadic(dim) and dim not in MAY_BE_EMPTY and size < 1:
+                call.fail(tensor, "empty-axis", f"{tensor.name!r} ({tensor}) has {dim}=0; expected at least 1.")
+
+
+def _check_devices(call: _Call, contract: Contract, values: Mapping[str, Any]) -> None:
+    first: tuple[Any, str] | None = None
+    for tensor in contract.tensors:
+        value = values[tensor.name]
+        if value is None:
+            continue
+        if first is not None and first[0] != value.device:
+            call.fail(
+                tensor,
+                "device-mismatch",
+                f"{tensor.name!r} is on {value.device}, but {first[1]!r} is on {first[0]}.",
+                f"Move it: {tensor.name}.to({str(first[0])!r}).",
+            )
+        first = first or (value.device, tensor.name)
+
+
+def _match(tensor: TensorSpec, shape: Any) -> dict[str, Any] | None:
+    """Bind the axes of one tensor to sizes; None if its rank or a fixed size is wrong."""
+    sizes = list(shape)
+    dims = list(tensor.dims)
+    variadic = next((index for index, dim in enumerate(dims) if is_variadic(dim)), None)
+    if variadic is not None:
+        width = len(sizes) - len(dims) + 1
+        if width < 0:
+            return None
+        sizes[variadic : variadic + width] = [tuple(sizes[variadic : variadic + width])]
+    if len(sizes) != len(dims):
+        return None
+    bound: dict[str, Any] = {}
+    for dim, size in zip(dims, sizes, strict=True):
+        if isinstance(dim, int):
+            if dim != size:
+                return None
+        elif dim not in {"_", "..."}:
+            if bound.setdefault(dim, size) != size:
+                return None
+    return bound
+
+
+def _fail_shape(
+    call: _Call, contract: Contract, shapes: _Shapes, tensor: TensorSpec, value: Any, sizes: _Sizes, dim: str = ""
+) -> NoReturn:
+    bound = [
+        f"{axis}={list(size) if isinstance(size, tuple) else size} (set by {setter!r})"
+        for axis, (size, setter) in sizes.items()
+        if axis in tensor.dims and setter != tensor.name
+    ]
+    expected = f"{tensor} with {', '.join(bound)}" if bound else str(tensor)
+    message = f"{tensor.name!r} must be {expected}; got {_describe(value)}."
+    suspects = [tensor.name, *(setter for axis, (_, setter) in sizes.items() if axis in tensor.dims)]
+    hint = _shape_hint(contract, shapes, suspects)
+    if hint is None and dim and _off_by_one(_match(tensor, shapes[tensor.name]), sizes[dim][0], dim):
+        hint = "They differ by one along seq: was one of them shifted already?"
+    call.fail(tensor, "shape-mismatch", message, hint)
+
+
+def _shape_hint(contract: Contract, shapes: _Shapes, suspects: list[str]) -> str | None:
+    """Try the usual repairs on each suspect; the first that makes all shapes agree is the hint."""
+    for name in suspects:
+        shape = shapes[name]
+        repairs = [("Add the batch axis", f"{name}.unsqueeze(0)", [1, *shape])]
+        if len(shape) >= 2:
+            swapped = [*shape[:-2], shape[-1], shape[-2]]
+            repairs.append(("Its last two axes look swapped", f"{name}.transpose(-1, -2)", swapped))
+        if shape and shape[-1] == 1:
+            repairs.append(("Drop the last axis", f"{name}.squeeze(-1)", shape[:-1]))
+        for advice, code, repaired in repairs:
+            if _agree(contract, {**shapes, name: repaired}):
+                return f"{advice}: {code}."
+    return None
+
+
+def _agree(contract: Contract, shapes: _Shapes) -> bool:
+    sizes: dict[str, Any] = {}
+    for tensor in contract.tensors:
+        found = _match(tensor, shapes[tensor.name]) if tensor.name in shapes else {}
+        if found is None or any(sizes.setdefault(dim, size) != size for dim, size in found.items()):
+            return False
+    return True
+
+
+def _off_by_one(found: dict[str, Any] | None, theirs: Any, dim: str) -> bool:
+    mine = found[dim] if found is not None else theirs
+    if isinstance(mine, tuple):
+        return len(mine) == len(theirs) == 2 and mine[0] == theirs[0] and abs(mine[1] - theirs[1]) == 1
+    return dim == "seq" and abs(mine - theirs) == 1

@@ -1,0 +1,207 @@
+"""The base classes of a loss: a frozen pydantic model whose fields are its kwargs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import LossConfigError, Problem, config_error, make_error
+from .problems import problems_of
+from .registry import get_registered_losses, register
+from .types import Elements
+
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Self
+
+__all__ = ["ElementLoss", "Loss", "TokenLoss"]
+
+
+class Loss(BaseModel):
+    """Base of every typed loss: its fields are the kwargs, its `compute` names the tensors.
+
+    A subclass declares fields with `Field(default=..., description=...)` and ranges, and one of
+
+    - `compute(self, <tensors>) -> Elements`: each parameter is a tensor, annotated with jaxtyping's notation and taken
+      by name from outputs or batch; the values come back unreduced.
+    - `__call__(self, outputs, batch) -> LossReturn`: for a loss made of other losses.
+
+    `class MyLoss(ElementLoss, name="my_loss")` also registers it. The values of fields are plain data: a number is
+    finite, an int is fine where a float is due, a bool or a string is not.
+
+    Attributes:
+        metrics: Whether the result carries metrics.
+
+    Raises:
+        LossConfigError: A kwarg is unknown, missing or out of range; every mistake is listed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    compute: ClassVar[Callable[..., Elements]]
+    """Unreduced loss of named tensors."""
+
+    explain: ClassVar[Callable[..., str | None]]
+    """`explain(<the tensors of compute>)` may say what was wrong with their values, after `compute` has failed."""
+
+    _upcast: ClassVar[bool] = True
+    """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
+    _name: ClassVar[str | None] = None
+    _locals: ClassVar[Mapping[str, Any]] = {}
+
+    metrics: bool = Field(default=True, description="Whether the result carries metrics; off saves a little time.")
+
+    if not TYPE_CHECKING:  # static checkers read the signature off the fields
+
+        def __init__(self, /, **kwargs: Any) -> None:
+            try:
+                super().__init__(**kwargs)
+            except ValidationError as error:
+                raise type(self)._config_error(error, kwargs) from None
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_shadowing(cls)
+        # `compute` is read when it is first resolved: by then the locals that its annotations name may be gone.
+        cls._locals = _annotation_locals(cls)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._name = name
+        if name is None:
+            return
+        if not cls.is_concrete():
+            raise make_error(
+                LossConfigError,
+                f"class {cls.__qualname__} has neither compute() nor __call__(), so it cannot be named.",
+                code="incomplete-loss",
+                loss=name,
+                hint="Define compute(self, <tensors>) -> Elements.",
+            )
+        register(name, cls)
+
+    @classmethod
+    def is_concrete(cls) -> bool:
+        """Whether the class can compute anything: it has `compute` or, for a combinator, `__call__`."""
+        return hasattr(cls, "compute") or cls.is_combinator()
+
+    @classmethod
+    def is_combinator(cls) -> bool:
+        """Whether the class is called with outputs and batch as they are, rather than with named tensors."""
+        return any("__call__" in vars(base) for base in cls.__mro__)
+
+    @classmethod
+    def _config_error(cls, error: ValidationError, given: Mapping[str, Any]) -> LossConfigError:
+        owner = cls._name or cls.__name__
+        problems = problems_of(error, given=given, owner=owner, fields=cls.model_fields, schema=cls.model_json_schema)
+        return config_error([_with_true_owner(problem, owner) for problem in problems], loss=owner)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_data(cls, value: Any) -> Any:
+        # A strict float takes whatever has __float__: a tensor kwarg would be read (and synchronised) without a word.
+        if hasattr(value, "__float__") and not isinstance(value, int | float):
+            raise ValueError(f"expected plain data, got {type(value).__name__}; pass float(x)")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("expected an integer that fits 64 bits")
+        return value
+
+
+def _with_true_owner(problem: Problem, owner: str) -> Problem:
+    """Point at the losses that do take an argument that this one does not."""
+    if problem.code != "unknown-kwarg" or problem.suggestion is not None or len(problem.loc) != 1:
+        return problem
+    argument = problem.loc[0]
+    losses = get_registered_losses()
+    takers = [name for name, loss in losses.items() if argument in getattr(loss, "model_fields", {})]
+    if not takers:
+        return problem
+    return problem._replace(message=f"unknown argument of {owner}; {argument} is a kwarg of {', '.join(takers)}")
+
+
+def _refuse_shadowing(cls: type[Loss]) -> None:
+    for name in inspect.get_annotations(cls):
+        inherited = any(name in getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
+        if not name.startswith("_") and hasattr(Loss, name) and not inherited:
+            raise make_error(
+                LossConfigError,
+                f"field {name!r} of {cls.__qualname__} would hide {name!r} of the base class.",
+                code="shadowed-name",
+                loc=(name,),
+                hint="Give it another name.",
+            )
+
+
+def _annotation_locals(cls: type[Loss]) -> dict[str, Any]:
+    """Keep those locals of the function around a class that the annotations of its `compute` mention."""
+    frame = _defining_frame()
+    compute = cls.__dict__.get("compute")
+    if frame is None or frame.f_code.co_name == "<module>" or compute is None:
+        return {}
+    texts = [text for text in getattr(compute, "__annotations__", {}).values() if isinstance(text, str)]
+    return {name: value for name, value in frame.f_locals.items() if any(name in text for text in texts)}
+
+
+def _defining_frame() -> FrameType | None:
+    """Return the frame of the `class` statement: the first one outside this module and the metaclasses."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_machinery(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    return frame
+
+
+def _is_machinery(module: str) -> bool:
+    return module in {__name__, "abc"} or module.startswith("pydantic.")
+
+
+class ElementLoss(Loss):
+    """Base of losses with one value per element; see `reduction`.
+
+    Attributes:
+        reduction: `none` keeps the values, `sum` adds them, `mean` divides by what counts (the sum of the weights), or by
+            `num_items_in_batch` when that is given.
+    """
+
+    reduction: Literal["none", "sum", "mean"] = Field(
+        default="mean", description="How the values become one number: none, sum, or mean over what counts."
+    )
+
+
+class TokenLoss(Loss):
+    """Base of losses with one value per token (`batch seq`); adds the reductions by sequence.
+
+    Attributes:
+        reduction: As in `ElementLoss`, and: `sequence_mean`, the mean over sequences of the mean over their tokens;
+            `sequence_sum`, the mean over sequences of the sum over their tokens; `sequence_sum_norm`, that divided by
+            the constant `max_length` (Dr. GRPO). A sequence in which nothing counts is no sequence.
+        max_length: The constant of `sequence_sum_norm`, in tokens.
+    """
+
+    reduction: Literal["none", "sum", "mean", "sequence_mean", "sequence_sum", "sequence_sum_norm"] = Field(
+        default="mean",
+        description="How token losses become one number: none, sum, mean over the tokens that count, "
+        "or a mean over sequences of each one's mean, sum, or sum / max_length.",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that each sequence's sum is divided by; belongs to reduction sequence_sum_norm.",
+    )
+
+    @model_validator(mode="after")
+    def _max_length_goes_with_its_reduction(self) -> Self:
+        wanted = self.reduction == "sequence_sum_norm"
+        if wanted != (self.max_length is not None):
+            message = (
+                "required by reduction sequence_sum_norm: the constant that each sequence's sum is divided by"
+                if wanted
+                else f"has no effect with reduction {self.reduction}; drop it, or set reduction: sequence_sum_norm"
+            )
+            code = "missing-kwarg" if wanted else "unused-kwarg"
+            raise config_error([Problem(code, ("max_length",), message, on_key=True)], loss=None)
+        return self

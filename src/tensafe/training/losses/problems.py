@@ -1,0 +1,174 @@
+"""From pydantic's errors to ours: one sentence per mistake, at the path that the author wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import LossConfigError, Problem, near_miss, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+    from .errors import Loc
+
+__all__ = ["expectation", "problems_of", "unknown_argument"]
+
+JsonSchema = dict[str, Any]
+
+
+def problems_of(
+    error: ValidationError, *, given: Any, owner: str, fields: Iterable[str], schema: Callable[[], JsonSchema]
+) -> list[Problem]:
+    """Translate a validation error.
+
+    Args:
+        error: What pydantic raised.
+        given: The data that was validated, to find the author's path in.
+        owner: Whose arguments they are, for the message.
+        fields: The arguments that exist, for near misses.
+        schema: Makes the JSON Schema of the arguments; only asked when a value is wrong.
+    """
+    found: dict[tuple[Loc, str], Problem] = {}
+    known = list(fields)
+    for details in error.errors(include_url=False):
+        for problem in _translate(details, given, owner, known, schema):
+            kind = problem.code if problem.code != "invalid-value" else ""
+            found.setdefault((problem.loc, kind), problem)
+    return list(found.values())
+
+
+def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:
+    """Describe an argument that does not exist."""
+    known = list(known)
+    nearest = near_miss(name, known)
+    if nearest is not None:
+        cure = f"; did you mean {nearest}?"
+    elif known:
+        cure = f"; it takes {', '.join(known)}"
+    else:
+        cure = "; it takes none"
+    return Problem(
+        "unknown-kwarg", (name,), f"unknown argument of {owner}{cure}", nearest, on_key=True
+    )
+
+
+def _translate(
+    details: ErrorDetails, given: Any, owner: str, known: list[str], schema: Callable[[], JsonSchema]
+) -> list[Problem]:
+    inner = details.get("ctx", {}).get("error")
+    loc = _written(details["loc"], given, missing=details["type"] in {"missing", "missing_argument"})
+    if isinstance(inner, LossConfigError) and inner.problems:
+        return [problem.under(*loc) for problem in inner.problems]
+    if details["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        return [_extra(loc, owner, known)]
+    expected = expectation(_at(schema(), loc))
+    if details["type"] in {"missing", "missing_argument"}:
+        what = f": {expected}" if expected else ""
+        return [Problem("missing-kwarg", loc, f"required argument of {owner} is missing{what}", on_key=True)]
+    if inner is not None or expected is None:
+        return [Problem("invalid-value", loc, _own_words(details))]
+    got = shorten(details["input"])
+    nearest = near_miss(details["input"], _choices(_at(schema(), loc))) if isinstance(details["input"], str) else None
+    cure = f"; did you mean {nearest}?" if nearest else ""
+    return [Problem("invalid-value", loc, f"expected {expected}, got {got}{cure}", nearest)]
+
+
+def _extra(loc: Loc, owner: str, known: list[str]) -> Problem:
+    if len(loc) == 1:
+        return unknown_argument(str(loc[0]), owner, known)
+    return Problem("unknown-kwarg", loc, "unknown key", on_key=True)
+
+
+def _own_words(details: ErrorDetails) -> str:
+    """Return the text of a validator's own error, without what pydantic puts before it."""
+    text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return text[:1].lower() + text[1:]
+
+
+def _written(loc: Loc, given: Any, *, missing: bool) -> Loc:
+    """Keep the parts of a path that are in the data; pydantic adds the tags of unions and the names of validators."""
+    kept: list[str | int] = []
+    for index, part in enumerate(loc):
+        if isinstance(given, Mapping) and part in given:
+            given = given[part]
+        elif isinstance(given, Sequence) and not isinstance(given, str) and isinstance(part, int) and part < len(given):
+            given = given[part]
+        elif not (missing and index == len(loc) - 1):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _at(schema: JsonSchema, loc: Loc) -> JsonSchema:
+    """Return the part of a JSON Schema that speaks of the value at `loc`, or an empty one."""
+    node: JsonSchema = schema
+    for part in loc:
+        node = _follow(node, schema)
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            node = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
+        if not isinstance(node, dict):
+            return {}
+    return _follow(node, schema)
+
+
+def _follow(node: JsonSchema, root: JsonSchema) -> JsonSchema:
+    while "$ref" in node:
+        node = root.get("$defs", {}).get(node["$ref"].rsplit("/", 1)[-1], {})
+    branches = [branch for branch in node.get("anyOf", ()) if branch.get("type") != "null"]
+    if len(branches) == 1 and branches[0].get("type") in {"array", "object"}:
+        return {**node, **branches[0]}
+    return node
+
+
+def _choices(schema: JsonSchema) -> list[str]:
+    branches = schema.get("anyOf", [schema])
+    values = [value for branch in branches for value in [*branch.get("enum", ()), branch.get("const")]]
+    return [value for value in values if isinstance(value, str)]
+
+
+_KINDS = {
+    "number": "a number",
+    "integer": "an integer",
+    "string": "a string",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+def expectation(schema: JsonSchema) -> str | None:
+    """Say in words what a piece of JSON Schema accepts, such as `a number in [0, 1]`; None when it is not that simple."""
+    if "anyOf" in schema:
+        parts = [expectation(branch) for branch in schema["anyOf"]]
+        return " or ".join(part for part in parts if part) if all(parts) else None
+    if "enum" in schema:
+        return "one of " + ", ".join(_literal(value) for value in schema["enum"])
+    if "const" in schema:
+        return _literal(schema["const"])
+    kind = _KINDS.get(schema.get("type", ""))
+    return None if kind is None else kind + _bounds(schema)
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _bounds(schema: JsonSchema) -> str:
+    low, open_low = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, open_high = schema.get("maximum"), schema.get("exclusiveMaximum")
+    left = f"({open_low:g}" if open_low is not None else f"[{low:g}" if low is not None else None
+    right = f"{open_high:g})" if open_high is not None else f"{high:g}]" if high is not None else None
+    if left and right:
+        return f" in {left}, {right}"
+    if left:
+        return f" > {open_low:g}" if open_low is not None else f" >= {low:g}"
+    if right:
+        return f" < {open_high:g}" if open_high is not None else f" <= {high:g}"
+    return ""

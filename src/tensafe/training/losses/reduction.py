@@ -1,0 +1,205 @@
+r"""The one place where unreduced elements become one number.
+
+Every reduction but `none` is linear, :math:`\sum_i c_i v_i`, with coefficients made of weights and denominators alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tensafe._lazy import torch
+
+from .errors import LossConfigError, LossInputError, LossReturnError, make_error
+from .types import Elements, LossReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Reduction", "coefficients", "reduce_elements"]
+
+_BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
+
+
+class Reduction(NamedTuple):
+    """How to reduce, and what the denominators are when they are not this batch's own.
+
+    Attributes:
+        mode: `none`, `sum`, `mean`, `sequence_mean`, `sequence_sum` or `sequence_sum_norm`.
+        max_length: The constant of `sequence_sum_norm`.
+        num_items: What `mean` divides by: elements in the whole optimizer step, over accumulation and ranks.
+        num_sequences: What the `sequence_*` modes divide by, likewise.
+    """
+
+    mode: str = "mean"
+    max_length: int | None = None
+    num_items: float | Tensor | None = None
+    num_sequences: float | Tensor | None = None
+
+
+def reduce_elements(owner: str, elements: Elements, reduction: Reduction, *, with_metrics: bool) -> LossReturn:
+    """Reduce values and metrics.
+
+    Args:
+        owner: Name of the loss, for messages.
+        elements: What `compute` returned.
+        reduction: How.
+        with_metrics: Whether metrics are wanted.
+
+    Returns:
+        The loss and the metrics, averaged with the same weights and detached. Nothing counted gives 0.0, still attached
+        to the graph, so that a rank with nothing to learn keeps its backward pass.
+
+    Raises:
+        LossReturnError: `compute` returned no `Elements`, or weights or metrics of another shape than the values.
+        LossInputError: The reduction does not fit the values, or a given denominator is unusable.
+    """
+    if not isinstance(elements, Elements):
+        raise make_error(
+            LossReturnError,
+            f"compute() must return Elements(values, ...); got {type(elements).__name__}.",
+            code="not-elements",
+            loss=owner,
+            hint="Return Elements(values), unreduced.",
+        )
+    if elements.dot is not None and elements.weights is None:
+        raise make_error(
+            LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner
+        )
+    _check_counts(owner, reduction)
+    values = elements.values() if callable(elements.values) and elements.dot is None else elements.values
+    weights = elements.weights
+    if not callable(values):
+        _check_shapes(owner, values, weights, elements.metrics)
+    if reduction.mode == "none":
+        loss = _unreduced(values() if callable(values) else values, weights)
+    elif weights is None and reduction.mode == "mean" and reduction.num_items is None and not callable(values):
+        loss = values.sum() / max(values.numel(), 1)
+    else:
+        loss = _dot(owner, elements, values, reduction)
+    metrics: dict[str, float | Tensor] = {}
+    if with_metrics and elements.metrics:
+        metrics = _average(elements.metrics, weights)
+    return {"loss": loss, "metrics": metrics}
+
+
+def coefficients(weights: Tensor, reduction: Reduction) -> Tensor:
+    r"""Return :math:`c` of :math:`\sum_i c_i v_i`, in the dtype of `weights`.
+
+    Args:
+        weights: Float, shaped like the values: what counts, and how much. The first axis is `batch`.
+        reduction: Any mode but `none`; `sequence_*` need a second axis.
+    """
+    if reduction.mode == "sum":
+        return weights
+    if reduction.mode == "mean":
+        return weights * _inverse(weights.sum() if reduction.num_items is None else reduction.num_items, weights)
+    counted = weights.flatten(1).sum(1)
+    scale = _inverse((counted != 0).sum() if reduction.num_sequences is None else reduction.num_sequences, weights)
+    if reduction.max_length is not None:
+        scale = scale / reduction.max_length
+    per_sequence = _inverse(counted, weights) if reduction.mode == "sequence_mean" else torch.ones_like(counted)
+    return weights * (scale * per_sequence).reshape(-1, *[1] * (weights.ndim - 1))
+
+
+def _inverse(count: float | Tensor, like: Tensor) -> Any:
+    """Return 1 / count, and 0 for 0: where nothing counts there is nothing to divide."""
+    if not isinstance(count, torch.Tensor):
+        return 0.0 if count == 0 else 1.0 / count
+    is_zero = count == 0
+    return torch.where(is_zero, 0.0, 1.0 / torch.where(is_zero, 1.0, count.to(like.dtype)))
+
+
+def _dot(owner: str, elements: Elements, values: Any, reduction: Reduction) -> Tensor:
+    weights = elements.weights
+    if reduction.mode in _BY_SEQUENCE and (values if weights is None else weights).ndim < 2:
+        raise make_error(
+            LossInputError,
+            f"reduction {reduction.mode} averages over sequences, and these values have one axis.",
+            code="reduction-needs-sequences",
+            loss=owner,
+            loc=("reduction",),
+            hint="Pass tensors with [batch seq] axes, or use reduction mean.",
+        )
+    if weights is None:
+        return (values * coefficients(torch.ones_like(values), reduction)).sum()
+    if callable(values):
+        assert elements.dot is not None
+        return elements.dot(coefficients(weights.to(torch.float32), reduction))
+    factors = coefficients(weights.to(values.dtype), reduction)
+    return (torch.where(weights != 0, values, 0.0) * factors).sum()
+
+
+def _unreduced(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values
+    kept = torch.where(weights != 0, values, 0.0)
+    return kept if weights.dtype is torch.bool else kept * weights
+
+
+def _average(metrics: Mapping[str, Tensor], weights: Tensor | None) -> dict[str, float | Tensor]:
+    averaged: dict[str, float | Tensor] = {}
+    share: Tensor | None = None
+    for name, metric in metrics.items():
+        metric = metric.detach()
+        if metric.ndim == 0:
+            averaged[name] = metric
+            continue
+        numbers = metric if metric.is_floating_point() else metric.to(torch.float32)
+        if weights is None:
+            averaged[name] = numbers.sum() / max(numbers.numel(), 1)
+            continue
+        if share is None:
+            share = coefficients(weights.detach().to(numbers.dtype), Reduction())
+        averaged[name] = (torch.where(weights != 0, numbers, 0.0) * share).sum()
+    return averaged
+
+
+def _check_shapes(owner: str, values: Tensor, weights: Tensor | None, metrics: Mapping[str, Tensor] | None) -> None:
+    named = {"weights": weights} if weights is not None else {}
+    named.update({f"metrics[{name!r}]": metric for name, metric in (metrics or {}).items() if metric.ndim})
+    for name, tensor in named.items():
+        if tensor.shape != values.shape:
+            raise make_error(
+                LossReturnError,
+                f"{name} must be shaped like the values, {list(values.shape)}; got {list(tensor.shape)}.",
+                code="elements-shape",
+                loss=owner,
+                hint="Broadcast it in compute() if that is meant.",
+            )
+
+
+def _check_counts(owner: str, reduction: Reduction) -> None:
+    for name, count, modes in (
+        ("num_items_in_batch", reduction.num_items, frozenset({"mean"})),
+        ("num_sequences_in_batch", reduction.num_sequences, _BY_SEQUENCE),
+    ):
+        if count is not None:
+            _check_count(owner, name, count)
+            if reduction.mode not in modes:
+                raise make_error(
+                    LossConfigError,
+                    f"{name} is the denominator of reduction {' or '.join(sorted(modes))}, "
+                    f"and has no effect with {reduction.mode}.",
+                    code="unused-count",
+                    loss=owner,
+                    loc=(name,),
+                    hint="Leave it out, or choose that reduction.",
+                )
+
+
+def _check_count(owner: str, name: str, count: Any) -> None:
+    if isinstance(count, torch.Tensor):
+        usable = count.ndim == 0 and count.dtype is not torch.bool and not count.is_complex()
+        got = f"a tensor of shape {list(count.shape)}, {str(count.dtype).removeprefix('torch.')}"
+    else:
+        usable = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < float("inf")
+        got = type(count).__name__ if not isinstance(count, int | float) else repr(count)
+    if not usable:
+        raise make_error(
+            LossInputError,
+            f"{name} must be a number >= 0 or a 0-d tensor; got {got}.",
+            code="invalid-count",
+            loss=owner,
+            loc=(name,),
+        )

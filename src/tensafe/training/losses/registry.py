@@ -1,0 +1,309 @@
+"""Names of losses.
+
+The registry maps a name to what was registered: a `Loss` class, a function or an instance. It knows built-ins by the
+stems of the files in `builtin/` and plug-ins by the entry-point group `tensafe.losses`, so listing names imports
+nothing and looking one up imports one file. Nothing is ever imported while the lock is held.
+"""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .errors import (
+    LossConfigError,
+    LossTypeError,
+    Problem,
+    UnknownLossError,
+    config_error,
+    make_error,
+    near_miss,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from .resolve import resolve_loss as resolve_loss
+
+__all__ = ["LOSS_REGISTRY", "get_registered_losses", "register_loss"]
+
+ENTRY_POINT_GROUP = "tensafe.losses"
+
+_BUILTIN_PACKAGE = f"{__package__}.builtin"
+_logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+_entries: dict[str, Any] = {}  # replaced, never changed in place: readers need no lock
+
+FnT = TypeVar("FnT", bound=Callable[..., Any])
+
+
+class LossRegistry(Mapping[str, Any]):
+    """Live, read-only view of every known loss: name to what was registered.
+
+    Names cost no import; `registry[name]` loads the loss.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        return lookup(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names())
+
+    def __len__(self) -> int:
+        return len(names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in names()
+
+    def __repr__(self) -> str:
+        return f"LOSS_REGISTRY({', '.join(names())})"
+
+
+LOSS_REGISTRY = LossRegistry()
+
+
+def get_registered_losses() -> dict[str, Any]:
+    """Return a copy of the registry, name to what was registered; a plug-in that fails to load is left out."""
+    losses: dict[str, Any] = {}
+    for name in names():
+        try:
+            losses[name] = lookup(name)
+        except LossConfigError as error:
+            _logger.warning("loss %r is left out: %s", name, error)
+    return losses
+
+
+@overload
+def register_loss(name: str, fn: None = None, *, overwrite: bool = False) -> Callable[[FnT], FnT]: ...
+
+
+@overload
+def register_loss(name: str, fn: FnT, *, overwrite: bool = False) -> FnT: ...
+
+
+def register_loss(name: str, fn: Any = None, *, overwrite: bool = False) -> Any:
+    """Register a loss under a name, as a decorator or a function.
+
+    Args:
+        name: Lower-case identifier to find it by in `resolve_loss(name)` and in config files.
+        fn: Callable `(outputs, batch, **kwargs)`: a function, an instance, a module; or a `Loss` class without `name=`.
+        overwrite: Replace what has the name already.
+
+    Returns:
+        `fn` itself, or a decorator when `fn` is not given.
+
+    Raises:
+        LossConfigError: The name is taken by another loss, or is no identifier.
+        LossTypeError: `fn` is a plain class (register an instance) or cannot be called.
+
+    Example:
+        >>> @register_loss("half_mse")
+        ... def half_mse(outputs, batch):
+        ...     return 0.5 * (outputs["predictions"] - batch["targets"]).square().mean()
+        >>> "half_mse" in LOSS_REGISTRY
+        True
+        >>> unregister("half_mse")
+    """
+    if fn is None:
+        return lambda decorated: register_loss(name, decorated, overwrite=overwrite)
+    _check_name(name)
+    _check_registrable(name, fn)
+    return register(name, fn, overwrite=overwrite)
+
+
+def register(name: str, fn: Any, *, overwrite: bool = False) -> Any:
+    """Register without looking at what is registered; see `register_loss`."""
+    global _entries
+    _check_name(name)
+    if name in _builtin_names() and getattr(fn, "__module__", None) != f"{_BUILTIN_PACKAGE}.{name}":
+        _load_builtin(name)  # first, so that it cannot come back over what replaces it
+    with _lock:
+        old = _entries.get(name, fn)
+        if not overwrite and not _is_same(old, fn):
+            raise make_error(
+                LossConfigError,
+                f"already registered by {_origin(old)}; refused for {_origin(fn)}.",
+                code="name-taken",
+                loss=name,
+                hint="Choose another name, or pass overwrite=True.",
+            )
+        _entries = {**_entries, name: fn}
+    if overwrite and old is not fn and name in _builtin_names():
+        _logger.warning("built-in loss %r is now %s", name, _origin(fn))
+    return fn
+
+
+def unregister(name: str) -> None:
+    """Forget a registered name; a built-in comes back when it is next imported."""
+    global _entries
+    with _lock:
+        _entries = {known: fn for known, fn in _entries.items() if known != name}
+
+
+def names() -> list[str]:
+    """Return every known name, sorted: registered, built in and published by plug-ins. Imports no loss."""
+    return sorted({*_entries, *_builtin_names(), *_entry_points()})
+
+
+def known_without_plugins() -> set[str]:
+    """Return the names that cost no search through the installed packages."""
+    return {*_entries, *_builtin_names()}
+
+
+def lookup(name: str) -> Any:
+    """Return what is registered under a name, importing the built-in or plug-in that brings it.
+
+    Raises:
+        UnknownLossError: Nothing has this name; the message lists the names that exist.
+        LossConfigError: The plug-in that publishes it fails to load.
+    """
+    if name in _entries:
+        return _entries[name]
+    if name in _builtin_names():
+        _load_builtin(name)
+        return _entries[name]
+    entry_point = _entry_points().get(name)
+    if entry_point is None:
+        raise unknown_loss(name)
+    loaded = _load_plugin(entry_point)
+    return _entries[name] if name in _entries else register_loss(name, loaded)
+
+
+def unknown_loss(name: str) -> UnknownLossError:
+    """Build the error for a name that nothing is registered under."""
+    nearest = near_miss(name, names())
+    cure = f"; did you mean {nearest}?" if nearest else "."
+    message = (
+        f"Cannot resolve loss {shorten(name)}: it is not registered{cure} "
+        f"Available built-in losses: {', '.join(sorted(_builtin_names()))}. "
+        "A loss of your own is 'package.module:function'."
+    )
+    error = config_error([Problem("unknown-loss", (), message, nearest)], loss=None, kind=UnknownLossError)
+    assert isinstance(error, UnknownLossError)
+    return error
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise make_error(
+            LossTypeError,
+            f"a loss is registered under a string, got {type(name).__name__}.",
+            code="invalid-name",
+            hint="Write @register_loss('name').",
+        )
+    if not name.isidentifier():
+        raise make_error(
+            LossConfigError,
+            f"{shorten(name)} cannot name a loss.",
+            code="invalid-name",
+            hint="Use letters, digits and underscores.",
+        )
+
+
+def _check_registrable(name: str, fn: Any) -> None:
+    if isinstance(fn, type):
+        own_name = getattr(fn, "_name", None)
+        if not hasattr(fn, "is_concrete"):
+            problem = f"{fn.__qualname__} is a class, and a loss is a callable."
+            hint = f"Register an instance: register_loss({name!r}, {fn.__name__}())."
+        elif own_name is not None:
+            problem = f"class {fn.__qualname__} is registered as {own_name!r} by its class line already."
+            hint = "One name each."
+        elif not fn.is_concrete():
+            problem, hint = f"class {fn.__qualname__} has no compute().", "Define compute(self, <tensors>) -> Elements."
+        else:
+            return
+    elif callable(fn) or hasattr(type(fn), "is_concrete"):
+        return
+    else:
+        problem, hint = f"{type(fn).__name__} is not callable.", "A loss takes (outputs, batch, **kwargs)."
+    raise make_error(LossTypeError, problem, code="not-a-loss", loss=name, hint=hint)
+
+
+_builtin_cache: frozenset[str] | None = None
+
+
+def _builtin_names() -> frozenset[str]:
+    global _builtin_cache
+    if _builtin_cache is None:
+        modules = pkgutil.iter_modules(import_module(_BUILTIN_PACKAGE).__path__)
+        _builtin_cache = frozenset(module.name for module in modules if not module.name.startswith("_"))
+    return _builtin_cache
+
+
+def _load_builtin(name: str) -> None:
+    module = import_module(f"{_BUILTIN_PACKAGE}.{name}")
+    if name not in _entries:  # imported before, then unregistered
+        register(name, next(value for value in vars(module).values() if getattr(value, "_name", None) == name))
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # 50 ms that a known name never pays
+
+    return {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load_plugin(entry_point: EntryPoint) -> Any:
+    try:
+        return entry_point.load()
+    except (Exception, SystemExit) as error:
+        raise make_error(
+            LossConfigError,
+            f"the plug-in {shorten(entry_point.value)} that publishes it failed to load: "
+            f"{type(error).__name__}: {shorten(str(error), 200)}.",
+            code="broken-plugin",
+            loss=entry_point.name,
+            hint="Every other loss still works.",
+        ) from error
+
+
+def _origin(fn: Any) -> str:
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    """Whether `new` is `old` defined again (a reload, a notebook cell), rather than a second owner of its name."""
+    if old is new:
+        return True
+    if type(old).__qualname__ != type(new).__qualname__ or _origin(old) != _origin(new) or "<" in _origin(new):
+        return False
+    if not hasattr(new, "__qualname__"):  # an instance: of a class defined again, or one that says the same
+        redefined = type(old) is not type(new)
+        return redefined and _is_same(type(old), type(new)) or not redefined and _same_state(old, new)
+    return new.__module__ == "__main__" or _fingerprint(old) == _fingerprint(new)
+
+
+def _same_state(old: Any, new: Any) -> bool:
+    try:
+        return bool(vars(old) == vars(new))
+    except Exception:  # whatever a stranger's __eq__ may raise (tensors do)
+        return False
+
+
+def _fingerprint(value: Any) -> Any:
+    """Reduce code to what it does, so that the same source at another line is the same."""
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return _fingerprint(code), repr(getattr(value, "__defaults__", None))
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, value.co_varnames, tuple(_fingerprint(const) for const in value.co_consts)
+    if isinstance(value, type):
+        methods = {name: _fingerprint(member) for name, member in vars(value).items() if hasattr(member, "__code__")}
+        return methods, repr(getattr(value, "model_fields", None))
+    return value
+
+
+def __getattr__(name: str) -> Any:
+    # The public TenSafe had resolve_loss here; the real one lies above this module, so it is fetched when asked for.
+    if name == "resolve_loss":
+        from .resolve import resolve_loss
+
+        return resolve_loss
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

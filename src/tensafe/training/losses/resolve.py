@@ -1,0 +1,175 @@
+"""From a spec to a loss that is ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from .adapter import CombinedLoss, ProtocolLoss, ResolvedLoss, TypedLoss
+from .errors import LossConfigError, LossTypeError, Problem, config_error, make_error
+from .loss import Loss
+from .protocol import read_signature
+from .registry import known_without_plugins, lookup
+from .spec import LossSpec, split_spec, stray_problem
+from .targets import TRUSTED, Policy, import_target, parse_target
+
+__all__ = ["check_spec", "resolve_loss", "resolving_under"]
+
+Spec = str | Mapping[str, Any] | LossSpec | Loss | Callable[..., Any]
+"""What `resolve_loss` takes; a `ResolvedLoss` and a `Loss` class are callables."""
+
+# Scoped to one resolution, never global state: what was allowed once is not allowed to the next config.
+_policy: ContextVar[Policy] = ContextVar("tensafe_policy", default=TRUSTED)
+
+
+def resolve_loss(spec: Spec, /, **kwargs: Any) -> ResolvedLoss:
+    """Resolve a loss, with every kwarg validated before any tensor exists.
+
+    Args:
+        spec: A registered name; `"package.module:function"`; a callable `(outputs, batch, **kwargs)`; a `Loss` or a
+            `Loss` class; a mapping `{"type", "kwargs", "inputs"}` as in a config file; or a loss resolved before.
+        **kwargs: Arguments of the loss; they win over those in the spec.
+
+    Returns:
+        The loss: `loss_fn(outputs, batch) -> LossReturn`.
+
+    Raises:
+        UnknownLossError: No loss has this name, or nothing lies at this path.
+        UnsafeTargetError: The path leads into the standard library or to a loader of foreign code.
+        LossConfigError: A kwarg is unknown, missing or out of range; the message lists every mistake.
+        LossTypeError: `spec` is nothing that a loss can be resolved from.
+
+    Example:
+        >>> resolve_loss("token_ce", label_smoothing=0.1).kwargs["label_smoothing"]
+        0.1
+        >>> resolve_loss("token_ce", label_smothing=0.1)
+        Traceback (most recent call last):
+        ...
+        tensafe.training.losses.errors.LossConfigError: token_ce: label_smothing: unknown argument of token_ce; \
+did you mean label_smoothing?
+    """
+    if isinstance(spec, ResolvedLoss):
+        return spec.bind(kwargs)
+    if isinstance(spec, LossSpec):
+        spec = {"type": spec.type, "kwargs": spec.kwargs, "inputs": spec.inputs}
+    if isinstance(spec, Mapping):
+        return _resolve_mapping(spec, kwargs)
+    if isinstance(spec, str):
+        return _adapt(_find(spec), kwargs, {}, name=spec)
+    if callable(spec) or isinstance(spec, Loss):
+        return _adapt(spec, kwargs, {})
+    raise make_error(
+        LossTypeError,
+        f"a loss is resolved from a name, a dotted path, a callable, a Loss or a mapping; got {type(spec).__name__}.",
+        code="not-a-spec",
+    )
+
+
+@contextmanager
+def resolving_under(policy: Policy) -> Iterator[None]:
+    """Resolve specs, nested ones too, under a policy about what they may import."""
+    token = _policy.set(policy)
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def check_spec(data: Any, policy: Policy = Policy(imports=False)) -> list[Problem]:  # noqa: B008  # a constant
+    """Return everything that is wrong with a spec, at paths relative to it."""
+    try:
+        with resolving_under(policy):
+            _resolve_mapping(data if isinstance(data, Mapping) else _as_mapping(data), {})
+    except LossConfigError as error:
+        return problems_in(error)
+    return []
+
+
+def _as_mapping(data: Any) -> Mapping[str, Any]:
+    parts = split_spec(data)
+    if parts.problems:
+        raise config_error(parts.problems, loss=None)
+    return parts.as_fields()
+
+
+def _resolve_mapping(data: Mapping[str, Any], kwargs: Mapping[str, Any]) -> ResolvedLoss:
+    parts = split_spec(data)
+    problems = list(parts.problems)
+    kind = LossConfigError
+    found: Any = None
+    resolved: ResolvedLoss | None = None
+    try:
+        if parts.type is not None:
+            found = _find(parts.type)
+            resolved = _adapt(found, {**parts.kwargs, **kwargs}, parts.inputs, name=parts.type)
+    except LossConfigError as error:
+        kind = type(error)
+        problems += [_placed(problem, kwargs, at_type=found is None) for problem in problems_in(error)]
+    problems += [stray_problem(key, _kwarg_names(found)) for key in parts.stray]
+    if resolved is None or problems:
+        raise config_error(problems, loss=None, kind=kind)
+    return resolved
+
+
+def problems_in(error: LossConfigError) -> list[Problem]:
+    """Return the problems that an error lists, or the error itself as one."""
+    return list(error.problems) or [Problem(error.code, error.loc, str(error))]
+
+
+def _placed(problem: Problem, kwargs: Mapping[str, Any], *, at_type: bool) -> Problem:
+    """Put a problem where the spec has it: under type or under kwargs; those with arguments of the call stay."""
+    if at_type or not problem.loc:
+        return problem.under("type")
+    return problem if problem.loc[0] in kwargs or problem.loc[0] == "inputs" else problem.under("kwargs")
+
+
+def _kwarg_names(found: Any) -> list[str]:
+    if isinstance(found, type) and issubclass(found, Loss):
+        return list(found.model_fields)
+    if isinstance(found, Loss):
+        return list(type(found).model_fields)
+    return list(read_signature(found, "").parameters) if callable(found) and not isinstance(found, type) else []
+
+
+def _find(name: str) -> Any:
+    """Return what a name or a dotted path stands for."""
+    policy = _policy.get()
+    target = None if name in known_without_plugins() else parse_target(name)
+    if target is None:
+        return lookup(name)
+    return import_target(target, policy) if policy.imports else _not_imported
+
+
+def _not_imported(outputs: Any, batch: Any, **kwargs: Any) -> Any:
+    """Stand in for a dotted path that is only looked at; takes any kwargs, and is never called."""
+    raise make_error(LossConfigError, "this loss was validated without being imported.", code="not-imported")
+
+
+def _adapt(found: Any, kwargs: Mapping[str, Any], inputs: Mapping[str, str], name: str | None = None) -> ResolvedLoss:
+    if isinstance(found, type):
+        found = _construct(found, kwargs)
+        kwargs = {}
+    if isinstance(found, ResolvedLoss):
+        return found.bind(kwargs)
+    if isinstance(found, Loss) and not type(found).is_combinator():
+        return TypedLoss(found, inputs).bind(kwargs)
+    if inputs:
+        raise config_error(
+            [Problem("unused-inputs", ("inputs",), "has no effect: this loss takes outputs and batch as they are")],
+            loss=name,
+        )
+    if isinstance(found, Loss):
+        return CombinedLoss(found).bind(kwargs)
+    return ProtocolLoss(found, kwargs, name)
+
+
+def _construct(found: type, kwargs: Mapping[str, Any]) -> Loss:
+    if issubclass(found, Loss) and found.is_concrete():
+        return found(**kwargs)
+    hint = "it has no compute()" if issubclass(found, Loss) else "give an instance, or a subclass of Loss"
+    raise config_error(
+        [Problem("not-a-loss", (), f"{found.__module__}.{found.__qualname__} is a class, and no loss; {hint}")],
+        loss=None,
+    )

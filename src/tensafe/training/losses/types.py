@@ -1,0 +1,65 @@
+"""What a loss takes and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Required, TypedDict, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Elements", "LossFn", "LossOutput", "LossReturn"]
+
+
+class LossReturn(TypedDict, total=False):
+    """What every resolved loss returns.
+
+    Attributes:
+        loss: 0-d tensor to call `backward()` on (unreduced when the reduction is `none`).
+        metrics: Named scalars for the log: numbers or detached 0-d tensors.
+        auxiliary: Anything else worth looking at, detached.
+    """
+
+    loss: Required[Tensor]
+    metrics: dict[str, float | Tensor]
+    auxiliary: dict[str, Any]
+
+
+@runtime_checkable
+class LossFn(Protocol):
+    """A loss written as a plain callable: a function, an instance or a module."""
+
+    def __call__(self, outputs: Any, batch: Any, **kwargs: Any) -> LossReturn:
+        """Compute the loss of model `outputs` against a `batch`."""
+        ...
+
+
+@dataclass
+class LossOutput:
+    """The fields of `LossReturn` as a dataclass, for code that prefers attributes."""
+
+    loss: Any
+    metrics: dict[str, Any] = field(default_factory=dict[str, Any])
+    auxiliary: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def to_dict(self) -> LossReturn:
+        """Return the same fields as a `LossReturn`."""
+        return {"loss": self.loss, "metrics": self.metrics, "auxiliary": self.auxiliary}
+
+
+class Elements(NamedTuple):
+    """Unreduced result of `Loss.compute`; the reduction turns it into one number.
+
+    Attributes:
+        values: Loss of each element, any shape whose leading axes are what the reductions speak of (`batch`, `seq`).
+            A fused loss gives a function that makes them, and `dot`.
+        weights: Bool or float tensor of the same shape: what counts, and how much. None counts everything once.
+        metrics: Unreduced tensors shaped like `values` (averaged with the same weights) or 0-d (passed on).
+        dot: For a fused loss: `dot(c)` is `(c * values).sum()` without making `values`.
+    """
+
+    values: Tensor | Callable[[], Tensor]
+    weights: Tensor | None = None
+    metrics: Mapping[str, Tensor] | None = None
+    dot: Callable[[Tensor], Tensor] | None = None
