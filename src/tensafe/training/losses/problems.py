@@ -34,11 +34,19 @@ def problems_of(
     """
     found: dict[tuple[Loc, str], Problem] = {}
     known = list(fields)
-    for details in error.errors(include_url=False):
+    details_list = error.errors(include_url=False)
+    for details in details_list:
+        if details["type"] == "too_short" and any(_lies_under(other, details) for other in details_list):
+            continue  # only because its items are wrong, each of which is reported
         for problem in _translate(details, given, owner, known, schema):
             kind = problem.code if problem.code != "invalid-value" else ""
             found.setdefault((problem.loc, kind), problem)
     return list(found.values())
+
+
+def _lies_under(inner: ErrorDetails, outer: ErrorDetails) -> bool:
+    depth = len(outer["loc"])
+    return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
 
 
 def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:
@@ -69,7 +77,7 @@ def _translate(
     if details["type"] in {"missing", "missing_argument"}:
         what = f": {expected}" if expected else ""
         return [Problem("missing-kwarg", loc, f"required argument of {owner} is missing{what}", on_key=True)]
-    if inner is not None or expected is None:
+    if inner is not None or expected is None or details["type"] in {"too_short", "too_long"}:
         return [Problem("invalid-value", loc, _own_words(details))]
     got = shorten(details["input"])
     nearest = near_miss(details["input"], _choices(_at(schema(), loc))) if isinstance(details["input"], str) else None

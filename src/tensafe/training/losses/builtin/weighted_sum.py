@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss
@@ -48,6 +48,11 @@ class WeightedTerm(BaseModel):
         # raised from here, so what else is wrong with the term must be looked for here
         problems += check_spec({key: value for key, value in spec.items() if key not in misspelt})
         raise config_error(problems, loss=None)
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        own = {"weight": self.weight, **({} if self.name is None else {"name": self.name})}
+        return {**self.loss.to_config(), **own}
 
     @model_validator(mode="after")
     def _one_number(self) -> Self:
