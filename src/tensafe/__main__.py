@@ -1,0 +1,5 @@
+"""`python -m tensafe` is the `tensafe` command."""
+
+from tensafe.cli import main
+
+main()

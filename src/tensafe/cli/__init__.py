@@ -1,0 +1,161 @@
+"""The `tensafe` command: validate, check, list, show, schema, init.
+
+Each subcommand imports what it needs when it runs, so that `validate` never pays for torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tensafe",
+    help="Typed, validated, pluggable loss functions for training language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Format(StrEnum):
+    """How `validate` reports."""
+
+    text = "text"
+    json = "json"
+    github = "github"
+
+
+class DType(StrEnum):
+    """Dtypes that `check` makes its floating-point tensors in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="MODULE", help="Module that dotted paths in the file may import; repeatable."),
+]
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tensafe import __version__
+
+        typer.echo(f"tensafe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Typed, validated, pluggable loss functions for training language models."""
+
+
+@app.command()
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Config files; - reads standard input.")],
+    format: Annotated[Format, typer.Option("--format", help="Text, one JSON list, or GitHub annotations.")] = Format.text,
+    allow: Allow = None,
+    no_import: Annotated[
+        bool, typer.Option("--no-import", help="Check dotted paths by their form only; import nothing of yours.")
+    ] = False,
+) -> None:
+    """Validate the loss of config files. Exit code 0: valid, 1: invalid, 2: a file cannot be read."""
+    from .validate import run
+
+    raise typer.Exit(run(files, format, allow or [], imports=not no_import))
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Config file; - reads standard input.")],
+    batch: Annotated[int, typer.Option(min=0, help="Sequences, pairs or samples.")] = 2,
+    seq: Annotated[int, typer.Option(min=0, help="Tokens in a sequence.")] = 128,
+    vocab: Annotated[int, typer.Option(min=1, help="Size of the vocabulary.")] = 32_000,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of hidden states and embeddings.")] = 768,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", metavar="AXIS=N", help="Size of any other axis; repeatable.")
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="Of the floating-point tensors.")] = DType.float32,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
+    dry: Annotated[bool, typer.Option("--dry", help="Run on fake tensors: any size, no memory, no values.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random batch.")] = 0,
+    allow: Allow = None,
+) -> None:
+    """Validate a config, then run its loss forward and backward on a batch made from its tensor contract."""
+    from .check import Settings, run
+
+    sizes = {"batch": batch, "seq": seq, "vocab": vocab, "hidden": hidden, **_sizes(size or [])}
+    raise typer.Exit(run(file, Settings(sizes, dtype.value, device, dry, seed), allow or []))
+
+
+@app.command("list")
+def list_() -> None:
+    """List the losses that there are."""
+    from .describe import run_list
+
+    raise typer.Exit(run_list())
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Registered name of a loss.")]) -> None:
+    """Show a loss: formula, tensors, kwargs with defaults and ranges, paper."""
+    from .describe import run_show
+
+    raise typer.Exit(run_show(name))
+
+
+@app.command()
+def schema(
+    name: Annotated[str | None, typer.Argument(help="A loss; by default the schema of a whole config.")] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="DIR", help="Write all schemas into a directory.")
+    ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Import a module first, for the losses it registers."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a config or of one loss, for editors and CI."""
+    from .schema import run
+
+    raise typer.Exit(run(name, write, modules or []))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("train.yaml"),
+    loss: Annotated[str, typer.Option(help="Loss to start with.")] = "token_ce",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented config to start from, with the line that gives editors its schema."""
+    from .init import run
+
+    raise typer.Exit(run(file, loss, force=force))
+
+
+def _sizes(pairs: list[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for pair in pairs:
+        axis, equals, size = pair.partition("=")
+        if not equals or not axis.isidentifier() or not size.isdecimal():
+            raise typer.BadParameter(f"expected AXIS=N such as group=4, got {pair!r}", param_hint="--size")
+        sizes[axis] = int(size)
+    return sizes

@@ -1,0 +1,47 @@
+"""Reading what the commands are given: files, standard input, and the allowlist."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+import typer
+
+from tensafe.training.losses.targets import Policy
+
+__all__ = ["policy", "read"]
+
+
+def read(file: str) -> tuple[str, bytes]:
+    """Return the name and the bytes of a file, `-` being standard input; raises OSError."""
+    if file == "-":
+        return "<stdin>", sys.stdin.buffer.read()
+    return file, Path(file).read_bytes()
+
+
+def policy(allow: list[str], *, imports: bool = True) -> Policy:
+    """Return what a config may import: what the command line allows, and what the operator's pyproject.toml does."""
+    if not imports:
+        return Policy(imports=False)
+    return Policy(allow=(*allow, *_operator_allowlist()))
+
+
+def _operator_allowlist() -> list[str]:
+    """Read `[tool.tensafe] allow` of the nearest pyproject.toml above the working directory."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            break
+    else:
+        return []
+    try:
+        allow = tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("tensafe", {}).get("allow", [])
+    except (OSError, ValueError) as error:
+        typer.echo(f"warning: {file} is not read for [tool.tensafe] allow: {error}", err=True)
+        return []
+    if not isinstance(allow, list) or not all(isinstance(entry, str) for entry in allow):
+        typer.echo(f"warning: {file}: [tool.tensafe] allow must be a list of strings; it is left out", err=True)
+        return []
+    return allow
