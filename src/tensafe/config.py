@@ -124,7 +124,8 @@ def check_source(source: bytes, file: str, policy: Policy) -> tuple[TrainingConf
     problems = [_from_yaml(problem, file, document, source) for problem in yaml_problems]
     if document is None:
         return None, problems
-    found = _check_data(document.data, policy)
+    unread = {problem.path for problem in yaml_problems}
+    found = [problem for problem in _check_data(document.data, policy) if problem.loc not in unread]
     problems += [_locate(problem, document, file) for problem in found]
     if problems:
         return None, sorted(problems, key=lambda problem: (problem.line, problem.column))

@@ -71,7 +71,9 @@ def _root(
 @app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Config files; - reads standard input.")],
-    format: Annotated[Format, typer.Option("--format", help="Text, one JSON list, or GitHub annotations.")] = Format.text,
+    format: Annotated[
+        Format, typer.Option("--format", help="Text, one JSON list, or GitHub annotations.")
+    ] = Format.text,
     allow: Allow = None,
     no_import: Annotated[
         bool, typer.Option("--no-import", help="Check dotted paths by their form only; import nothing of yours.")

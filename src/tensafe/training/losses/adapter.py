@@ -253,9 +253,7 @@ class ProtocolLoss(ResolvedLoss):
         fn: The callable, as given (a module stays reachable for its parameters).
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None, name: str | None = None
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None, name: str | None = None) -> None:
         self.fn = fn
         self.name = name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
         self.__doc__ = fn.__doc__

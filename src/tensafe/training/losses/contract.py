@@ -232,7 +232,9 @@ def _evaluate(parameter: inspect.Parameter, loss: type[Loss], owner: str) -> Any
         cure = f"Did you mean {nearest}?" if nearest else "Import it outside TYPE_CHECKING, or use jaxtyping's names."
         _refuse(owner, parameter, f"is annotated with an unknown name {missing!r}", cure)
     except Exception as error:
-        _refuse(owner, parameter, f"has an annotation that fails: {error}", 'Write for instance Float[Tensor, "batch"].')
+        _refuse(
+            owner, parameter, f"has an annotation that fails: {error}", 'Write for instance Float[Tensor, "batch"].'
+        )
 
 
 class _Notes:

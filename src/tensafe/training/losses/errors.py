@@ -139,7 +139,10 @@ def make_error(
 
 
 def config_error(
-    problems: Sequence[Problem], *, loss: str | None, kind: type[ConfigErrorT] = LossConfigError  # type: ignore[assignment]
+    problems: Sequence[Problem],
+    *,
+    loss: str | None,
+    kind: type[ConfigErrorT] = LossConfigError,  # type: ignore[assignment]
 ) -> ConfigErrorT:
     """Build one error out of every problem found; one line each, at most ten."""
     lines = [f"{dotted(problem.loc)}: {problem.message}" if problem.loc else problem.message for problem in problems]

@@ -170,7 +170,12 @@ def _convert(call: _Call, tensor: TensorSpec, value: Any, device: Any) -> Any:
     while isinstance(first, list | tuple) and first:
         first = first[0]
     wanted = dtypes.get(tensor.kind)
-    if tensor.kind == "int" and isinstance(first, float | bool) or tensor.kind == "bool" and not isinstance(first, bool):
+    if (
+        tensor.kind == "int"
+        and isinstance(first, float | bool)
+        or tensor.kind == "bool"
+        and not isinstance(first, bool)
+    ):
         wanted = None  # 0.7 is no id, and 2 is neither true nor false: keep the dtype, to be refused by name
     try:
         return torch.tensor(value, dtype=wanted, device=device)

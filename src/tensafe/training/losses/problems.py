@@ -59,9 +59,7 @@ def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:
         cure = f"; it takes {', '.join(known)}"
     else:
         cure = "; it takes none"
-    return Problem(
-        "unknown-kwarg", (name,), f"unknown argument of {owner}{cure}", nearest, on_key=True
-    )
+    return Problem("unknown-kwarg", (name,), f"unknown argument of {owner}{cure}", nearest, on_key=True)
 
 
 def _translate(

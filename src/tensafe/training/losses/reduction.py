@@ -63,9 +63,7 @@ def reduce_elements(owner: str, elements: Elements, reduction: Reduction, *, wit
             hint="Return Elements(values), unreduced.",
         )
     if elements.dot is not None and elements.weights is None:
-        raise make_error(
-            LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner
-        )
+        raise make_error(LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner)
     _check_counts(owner, reduction)
     values = elements.values() if callable(elements.values) and elements.dot is None else elements.values
     weights = elements.weights

@@ -110,7 +110,9 @@ def _validate_mapping(result: Mapping[Any, Any], owner: str) -> LossReturn:
             code="unknown-return-key",
             loss=owner,
             loc=(str(unknown[0]),),
-            hint=f"Did you mean {nearest!r}?" if nearest else "Put scalars under 'metrics', the rest under 'auxiliary'.",
+            hint=f"Did you mean {nearest!r}?"
+            if nearest
+            else "Put scalars under 'metrics', the rest under 'auxiliary'.",
         )
     checked: LossReturn = {"loss": result["loss"]}
     if result.get("metrics") is not None:

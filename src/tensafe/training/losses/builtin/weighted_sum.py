@@ -132,9 +132,7 @@ class WeightedSum(Loss, name="weighted_sum"):
         metrics: dict[str, Any] = {}
         for index, (term, name) in enumerate(zip(self.losses, self._names(), strict=True)):
             # given explicitly, None included, the term does not look for a count in the batch
-            result = term.loss(
-                outputs, batch, num_items_in_batch=items[index], num_sequences_in_batch=sequences[index]
-            )
+            result = term.loss(outputs, batch, num_items_in_batch=items[index], num_sequences_in_batch=sequences[index])
             part = _weighted(result["loss"], term.weight)
             total = part if total is None else total + part
             if self.metrics:

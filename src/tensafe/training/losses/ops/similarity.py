@@ -25,9 +25,7 @@ def unit(x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
     return scaled / torch.where(squared == 0, 1.0, squared).sqrt()
 
 
-def info_nce(
-    similarity: Float[Tensor, "batch batch"], temperature: float, margin: float
-) -> Float[Tensor, " batch"]:
+def info_nce(similarity: Float[Tensor, "batch batch"], temperature: float, margin: float) -> Float[Tensor, " batch"]:
     r"""Return the cross-entropy of each row against its diagonal entry, after the margin is taken off that entry.
 
     .. math:: \ell_i = -\frac{s_{ii} - m}{\tau} + \log\Big(e^{(s_{ii} - m)/\tau} + \sum_{j \ne i} e^{s_{ij}/\tau}\Big)

@@ -1,0 +1,42 @@
+"""`tensafe schema`: JSON Schema for editors and CI."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import typer
+
+from tensafe.training.losses.errors import TensafeError
+from tensafe.training.losses.schema import loss_schema, schema_files, training_config_schema
+
+__all__ = ["run"]
+
+
+def run(name: str | None, write: Path | None, modules: list[str]) -> int:
+    """Print one schema, or write them all; return the exit code."""
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # a stranger's module may raise anything
+            typer.echo(f"tensafe: cannot import {module}: {type(error).__name__}: {error}", err=True)
+            return 1
+    try:
+        if write is not None:
+            return _write(write)
+        schema = training_config_schema() if name is None else loss_schema(name)
+    except TensafeError as error:
+        typer.echo(str(error), err=True)
+        return 1
+    typer.echo(json.dumps(schema, indent=2))
+    return 0
+
+
+def _write(folder: Path) -> int:
+    for path, text in schema_files().items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {file}")
+    return 0
