@@ -96,15 +96,19 @@ def _fake() -> AbstractContextManager[Any]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line of the loss's own code, or of whatever there is."""
+    """Return the innermost line of the loss's own code; of tensafe's where the loss is a built-in."""
+    ours, theirs = "", ""
     trace = error.__traceback__
-    place = ""
     while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in file.replace("\\", "/"):
-            place = f"at {file}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+        module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        code = trace.tb_frame.f_code
+        place = f"at {code.co_filename}:{trace.tb_lineno} in {code.co_name}"
+        if module == "tensafe":
+            ours = place
+        elif module not in {"torch", "collections", "_collections_abc"}:
+            theirs = place
         trace = trace.tb_next
-    return place
+    return theirs or ours
 
 
 def _print(name: str, loss: ResolvedLoss, settings: Settings, report: Report) -> None:

@@ -222,7 +222,7 @@ def _evaluate(parameter: inspect.Parameter, loss: type[Loss], owner: str) -> Any
     if not isinstance(annotation, str):
         return annotation
     function = inspect.unwrap(loss.compute)
-    scopes = [getattr(function, "__globals__", {}), vars(sys.modules[loss.__module__])]
+    scopes = [getattr(function, "__globals__", {}), getattr(sys.modules.get(loss.__module__), "__dict__", {})]
     names = _Namespace(*(base.__dict__.get("_locals", {}) for base in loss.__mro__), *scopes)
     try:
         return eval(annotation, {}, names)
