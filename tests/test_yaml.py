@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tensafe import _yaml
 from tensafe._yaml import Document, Mark, Path, YamlProblem, read_yaml
-from tensafe._yaml_scalars import resolve
+from tensafe._yaml.scalars import resolve
 
 MIB = 2**20
 

@@ -7,16 +7,19 @@ outside the file goes. Nothing here imports torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensafe._yaml import Document, Mark, YamlProblem, read_yaml
 from tensafe.training.losses.errors import LossConfigError, Problem, dotted, near_miss, shorten
+from tensafe.training.losses.guards import is_mapping
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.spec import LossSpec, split_spec
 from tensafe.training.losses.targets import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["ConfigError", "ConfigProblem", "TrainingConfig", "check_source", "load_config"]
 
@@ -93,8 +96,8 @@ def load_config(path: str | Path, *, allow: Iterable[str] = ()) -> TrainingConfi
 
     Args:
         path: A YAML 1.2 file with a `loss:` section: a mapping with `type`, `kwargs` and `inputs`, or a bare name.
-        allow: Modules (with all beneath them), or exact `module:name` targets, that dotted paths in the file may import.
-            By default the file can name registered losses only.
+        allow: Modules (with all beneath them), or exact `module:name` targets, that dotted paths in the file may
+            import. By default the file can name registered losses only.
 
     Returns:
         The config; sections other than `loss` are kept as they are.
@@ -135,7 +138,7 @@ def check_source(source: bytes, file: str, policy: Policy) -> tuple[TrainingConf
 
 
 def _check_data(data: Any, policy: Policy) -> list[Problem]:
-    if not isinstance(data, Mapping):
+    if not is_mapping(data):
         return [Problem("invalid-value", (), f"expected a mapping with a {_SECTION} section, got {shorten(data)}")]
     if _SECTION in data:
         return [problem.under(_SECTION) for problem in check_spec(data[_SECTION], policy)]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tensafe._lazy import torch
 from tensafe.config import check_source
-from tensafe.training.losses.adapter import ResolvedLoss
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.resolve import resolve_loss, resolving_under
 from tensafe.training.losses.samples import Sample, SampleSettings, make_sample
 
 from .source import policy, read
+
+if TYPE_CHECKING:
+    from tensafe.training.losses.adapter import ResolvedLoss
 
 __all__ = ["Settings", "run"]
 
@@ -81,7 +84,7 @@ def _step(loss: ResolvedLoss, settings: Settings) -> Report:
             result = loss(sample.outputs, sample.batch)
             middle = time.perf_counter()
             if result["loss"].requires_grad:
-                result["loss"].sum().backward()
+                torch.autograd.backward(result["loss"].sum())
             ended = time.perf_counter()
     gradients = {name: leaf.grad for name, leaf in leaves.items()}
     if settings.dry:

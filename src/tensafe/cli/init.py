@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +12,9 @@ from tensafe.training.losses.loss import Loss
 from tensafe.training.losses.problems import expectation
 from tensafe.training.losses.registry import lookup
 from tensafe.training.losses.schema import training_config_schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["run"]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.schema import loss_schema, schema_files, training_config_schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["run"]
 

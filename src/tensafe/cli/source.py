@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.targets import Policy
 
 __all__ = ["policy", "read"]
@@ -41,7 +42,7 @@ def _operator_allowlist() -> list[str]:
     except (OSError, ValueError) as error:
         typer.echo(f"warning: {file} is not read for [tool.tensafe] allow: {error}", err=True)
         return []
-    if not isinstance(allow, list) or not all(isinstance(entry, str) for entry in allow):
+    if not is_list(allow) or not all(isinstance(entry, str) for entry in allow):
         typer.echo(f"warning: {file}: [tool.tensafe] allow must be a list of strings; it is left out", err=True)
         return []
-    return allow
+    return list(allow)

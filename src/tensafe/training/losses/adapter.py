@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensafe._lazy import torch
 
 from .check import compile_gather
 from .contract import Contract, read_contract
 from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss
-from .explain import keys_of
-from .loss import Loss
+from .explain import check_containers, what_there_is
 from .protocol import COUNTS, read_signature
 from .reduction import Reduction, reduce_elements
 from .returns import checked_return
-from .types import Elements, LossReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .loss import Loss
+    from .types import Elements, LossReturn
 
 __all__ = ["CombinedLoss", "ProtocolLoss", "ResolvedLoss", "TypedLoss"]
 
@@ -34,7 +37,7 @@ class ResolvedLoss(ABC):
 
     name: str
 
-    def __call__(self, outputs: Any, batch: Any, /, **overrides: Any) -> LossReturn:
+    def __call__(self, outputs: Any, batch: Any, **overrides: Any) -> LossReturn:
         """Compute the loss.
 
         Args:
@@ -78,7 +81,7 @@ class ResolvedLoss(ABC):
     def _state(self) -> tuple[Any, ...]:
         """Return the arguments of the constructor, for pickle, copy and ==."""
 
-    def _overridden(self, overrides: Mapping[str, Any]) -> ResolvedLoss:
+    def _overridden(self, overrides: Mapping[str, object]) -> ResolvedLoss:
         if torch.compiler.is_compiling():
             names = ", ".join(f"{name}=..." for name in overrides)
             raise make_error(
@@ -92,13 +95,13 @@ class ResolvedLoss(ABC):
             return self.bind(overrides)
         key = frozenset((name, type(value), value) for name, value in overrides.items())
         known: dict[Any, ResolvedLoss] = self.__dict__["_memo"]
-        if key not in known:
+        bound = known.get(key)  # asked once: another thread may clear it
+        if bound is None:
             bound = self.bind(overrides)
             if len(known) >= _MOST_OVERRIDES_KEPT:  # a schedule gives a new number at each step
                 known.clear()
             known[key] = bound
-            return bound
-        return known[key]
+        return bound
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._state()
@@ -107,8 +110,6 @@ class ResolvedLoss(ABC):
         if not isinstance(other, ResolvedLoss):
             return NotImplemented
         return type(other) is type(self) and other._state() == self._state()
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
@@ -160,9 +161,11 @@ class TypedLoss(_LossValue):
         self._reduction = Reduction(mode, getattr(loss, "max_length", None) if "max_length" in fields else None)
 
     def bind(self, kwargs: Mapping[str, Any]) -> TypedLoss:
+        """Return the same loss with some kwargs replaced, and the same renames."""
         return TypedLoss(self._rebuilt(kwargs), self.inputs) if kwargs else self
 
     def to_config(self) -> dict[str, Any]:
+        """Return `type`, the kwargs that were given, and the renames if there are any."""
         return {**super().to_config(), **({"inputs": dict(self.inputs)} if self.inputs else {})}
 
     def _state(self) -> tuple[Any, ...]:
@@ -177,7 +180,7 @@ class TypedLoss(_LossValue):
         if num_items is not None or num_sequences is not None:
             reduction = reduction._replace(num_items=num_items, num_sequences=num_sequences)
         device = next(tensor.device.type for tensor in tensors if tensor is not None)
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):  # meta tensors have no autocast, and torch raises
             with torch.autocast(device, enabled=False):
                 return self._reduced(outputs, batch, tensors, reduction)
         return self._reduced(outputs, batch, tensors, reduction)
@@ -200,13 +203,14 @@ class TypedLoss(_LossValue):
         return reduce_elements(self.name, elements, reduction, with_metrics=self.loss.metrics)
 
     def _located(self, error: LossInputError, outputs: Any, batch: Any) -> LossInputError:
-        """Add the name of the loss, and what there is, to an error of `compute` about a missing tensor."""
-        found = "; ".join(
-            f"{name} has {', '.join(keys_of(source)) or 'nothing'}"
-            for name, source in (("outputs", outputs), ("batch", batch))
-        )
-        hint = f"{error.hint or ''} ({found})".strip()
-        return make_error(LossInputError, str(error), code=error.code, loss=self.name, loc=error.loc, hint=hint)
+        """Add the name of the loss to an error of `compute`, and what there is instead of a tensor that it misses."""
+        check_containers(self.name, self.contract, outputs, batch)
+        message, hint = str(error), error.hint
+        missed = next((tensor for tensor in self.contract.tensors if error.loc == (tensor.name,)), None)
+        if error.code == "missing-tensor" and missed is not None:
+            found, nearest = what_there_is(missed, self.contract, self.inputs, outputs, batch)
+            message, hint = f"{message.removesuffix('.')}; {found}.", hint or nearest
+        return make_error(LossInputError, message, code=error.code, loss=self.name, loc=error.loc, hint=hint)
 
     def _explain(self, tensors: tuple[Any, ...]) -> str | None:
         """Ask the loss what was wrong with the values; only where looking at them is possible and free of a sync."""
@@ -225,10 +229,11 @@ class CombinedLoss(_LossValue):
 
     def __init__(self, loss: Loss) -> None:
         super().__init__(loss)
-        self._signature = read_signature(loss, self.name)  # type: ignore[arg-type]
+        self._signature = read_signature(loss, self.name)  # type: ignore[arg-type]  # a combinator has __call__
         self._unreduced = self.kwargs.get("reduction") == "none"
 
     def bind(self, kwargs: Mapping[str, Any]) -> CombinedLoss:
+        """Return the same loss with some kwargs replaced."""
         return CombinedLoss(self._rebuilt(kwargs)) if kwargs else self
 
     def _state(self) -> tuple[Any, ...]:
@@ -237,7 +242,7 @@ class CombinedLoss(_LossValue):
     def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
         _check_counts(self.name, self._signature.counts, counts)
         declared = {name: count for name, count in counts.items() if name in self._signature.counts}
-        result = self.loss(outputs, batch, **declared)  # type: ignore[operator]
+        result = self.loss(outputs, batch, **declared)  # type: ignore[operator]  # see above
         return checked_return(result, self.name, unreduced=self._unreduced)
 
 
@@ -263,13 +268,20 @@ class ProtocolLoss(ResolvedLoss):
 
     @property
     def kwargs(self) -> dict[str, Any]:
+        """Every kwarg with its value, defaults included."""
         defaults = {name: parameter.default for name, parameter in self._signature.parameters.items()}
         return {**defaults, **self._bound}
 
     def bind(self, kwargs: Mapping[str, Any]) -> ProtocolLoss:
+        """Return the same callable with some kwargs replaced."""
         return ProtocolLoss(self.fn, {**self._bound, **kwargs}, self.name) if kwargs else self
 
     def to_config(self) -> dict[str, Any]:
+        """Return the path that leads to the callable as `type`, and the kwargs that were given.
+
+        Raises:
+            LossConfigError: No path leads to it: it is local, a lambda or an instance.
+        """
         named = self.fn if hasattr(self.fn, "__qualname__") else None
         if named is None or not named.__qualname__.isidentifier():
             raise make_error(

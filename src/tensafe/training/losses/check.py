@@ -1,8 +1,8 @@
 """From a contract to the function that takes its tensors out of outputs and batch, generated once per loss.
 
 The generated code is straight-line: look up, compare, hand over. It costs about a microsecond per tensor and runs under
-`torch.compile(fullgraph=True)`, where shapes are refused at trace time. Whatever it does not like goes to `explain`, which
-converts what may be converted and otherwise says what is wrong.
+`torch.compile(fullgraph=True)`, where shapes are refused at trace time. Whatever it does not like goes to `explain`,
+which converts what may be converted and otherwise says what is wrong.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class _Source:
     def text(self) -> str:
         self._add(
             "def gather(outputs, batch):",
+            "  try:",
             "    from_outputs = outputs.get if isinstance(outputs, dict) else make_reader(outputs)",
             "    from_batch = batch.get if isinstance(batch, dict) else make_reader(batch)",
             "    wide = False",
@@ -107,6 +108,8 @@ class _Source:
         tensors = "".join(f"t_{tensor.name}, " for tensor in self._contract.tensors)
         self._add(
             f"    return ({tensors}), from_batch('num_items_in_batch'), from_batch('num_sequences_in_batch')",
+            "  except RuntimeError:  # a nested tensor of strided layout has no shape to look at",
+            "    return slow(outputs, batch)",
         )
         return "\n".join(self._lines)
 

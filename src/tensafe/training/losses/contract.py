@@ -1,8 +1,8 @@
 """The tensors of a loss, read from the annotations of its `compute`: jaxtyping's notation, without torch or jaxtyping.
 
-Of jaxtyping's notation a contract knows the axes `name`, `*name`, an integer, `_` and `...`, and the kinds `Float`, `Int`,
-`Bool`, `Num` and `Shaped`. Annotations that are strings are evaluated with stand-ins, so that resolving a loss imports
-neither library; annotations that are real jaxtyping types are read by their attributes.
+Of jaxtyping's notation a contract knows the axes `name`, `*name`, an integer, `_` and `...`, and the kinds `Float`,
+`Int`, `Bool`, `Num` and `Shaped`. Annotations that are strings are evaluated with stand-ins, so that resolving a loss
+imports neither library; annotations that are real jaxtyping types are read by their attributes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -152,7 +153,8 @@ def _parse_dims(text: str, parameter: inspect.Parameter, owner: str) -> tuple[st
     return tuple(dims)
 
 
-class _TensorNote(NamedTuple):
+@dataclass(frozen=True)
+class _TensorNote:
     """Stand-in for `Float[Tensor, "batch"]`."""
 
     kind: str

@@ -142,7 +142,7 @@ def config_error(
     problems: Sequence[Problem],
     *,
     loss: str | None,
-    kind: type[ConfigErrorT] = LossConfigError,  # type: ignore[assignment]
+    kind: type[ConfigErrorT] = LossConfigError,  # type: ignore[assignment]  # python/mypy#3737: generic defaults
 ) -> ConfigErrorT:
     """Build one error out of every problem found; one line each, at most ten."""
     lines = [f"{dotted(problem.loc)}: {problem.message}" if problem.loc else problem.message for problem in problems]
@@ -168,7 +168,8 @@ def missing_tensor(*names: str) -> LossInputError:
 
 def dotted(loc: Loc) -> str:
     """Return a path as a config file's reader writes it: `kwargs.losses.1.type`."""
-    return ".".join(str(part) for part in loc)
+    parts = (str(part) for part in loc)
+    return ".".join(part if part.isprintable() and 0 < len(part) <= 80 else shorten(part) for part in parts)
 
 
 def near_miss(word: str, candidates: Iterable[str]) -> str | None:

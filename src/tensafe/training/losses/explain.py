@@ -1,24 +1,29 @@
 """The slow path of the tensor check: converts lists and numbers, and says what is wrong with everything else.
 
-It is plain Python over shapes and dtypes, never over values, so `torch.compile` traces it and reports the same sentence.
+It is plain Python over shapes and dtypes, never over values, so `torch.compile` traces it and reports the same
+sentence.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from tensafe._lazy import torch
 
 from .contract import MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
-from .errors import LossInputError, LossTypeError, make_error, near_miss
+from .errors import LossInputError, LossTypeError, make_error, near_miss, shorten
+from .guards import is_list, is_mapping
 
-__all__ = ["explain", "keys_of", "make_reader"]
+__all__ = ["check_containers", "explain", "make_reader", "what_there_is"]
+
+_MOST_KEYS = 20
 
 
 def make_reader(source: Any) -> Callable[[str], Any]:
     """Return `name -> value or None` for a mapping or an object with attributes (a method counts as absent)."""
-    if isinstance(source, Mapping):
+    if is_mapping(source):
         return lambda name: source.get(name, None)
 
     def read(name: str) -> Any:
@@ -26,13 +31,6 @@ def make_reader(source: Any) -> Callable[[str], Any]:
         return None if callable(value) else value
 
     return read
-
-
-def keys_of(source: Any) -> list[str]:
-    """Return what a mapping or an object offers, for a message."""
-    if isinstance(source, Mapping):
-        return [str(key) for key in source]
-    return [name for name in getattr(source, "__dict__", {}) if not name.startswith("_")]
 
 
 def explain(
@@ -47,9 +45,8 @@ def explain(
         LossInputError: A tensor is missing, ambiguous, or of the wrong kind, rank, size or device.
         LossTypeError: Outputs or batch are no containers of named tensors.
     """
-    call = _Call(owner, inputs, outputs, batch)
-    _check_container(owner, "outputs", outputs, contract)
-    _check_container(owner, "batch", batch, contract)
+    call = _Call(owner, contract, inputs, outputs, batch)
+    check_containers(owner, contract, outputs, batch)
     values = {tensor.name: call.find(tensor) for tensor in contract.tensors}
     device = next((value.device for value in values.values() if isinstance(value, torch.Tensor)), None)
     for tensor in contract.tensors:
@@ -69,6 +66,7 @@ class _Call(NamedTuple):
     """What one call was given."""
 
     owner: str
+    contract: Contract
     inputs: Mapping[str, str]
     outputs: Any
     batch: Any
@@ -92,15 +90,8 @@ class _Call(NamedTuple):
         return None
 
     def _fail_missing(self, tensor: TensorSpec, place: str | None, keys: tuple[str, ...]) -> NoReturn:
-        offered = {
-            name: keys_of(source)
-            for name, source in (("outputs", self.outputs), ("batch", self.batch))
-            if place in {None, name}
-        }
+        found, hint = what_there_is(tensor, self.contract, self.inputs, self.outputs, self.batch)
         wanted = " or ".join(repr(key) for key in keys)
-        found = "; ".join(f"{name} has {', '.join(given) or 'nothing'}" for name, given in offered.items())
-        nearest = near_miss(keys[0], [key for given in offered.values() for key in given])
-        hint = f"If {nearest!r} is meant: inputs: {{{tensor.name}: {nearest}}}." if nearest else None
         where = place or "outputs or batch"
         self.fail(tensor, "missing-tensor", f"{wanted} ({tensor}) must be in {where}; {found}.", hint)
 
@@ -108,11 +99,48 @@ class _Call(NamedTuple):
         raise make_error(LossInputError, message, code=code, loss=self.owner, loc=(tensor.name,), hint=hint)
 
 
+def what_there_is(
+    tensor: TensorSpec, contract: Contract, inputs: Mapping[str, str], outputs: Any, batch: Any
+) -> tuple[str, str | None]:
+    """Say what outputs and batch hold instead of a tensor that is missing, and which key was probably meant."""
+    place, keys = lookup_keys(tensor, inputs)
+    sources = (
+        {"outputs": outputs, "batch": batch} if place is None else {place: outputs if place == "outputs" else batch}
+    )
+    offered = {name: _items_of(source) for name, source in sources.items()}
+    found = "; ".join(f"{name} has {_listed(items)}" for name, items in offered.items())
+    if torch.compiler.is_compiling():  # it cannot trace difflib
+        return found, None
+    # what another tensor is looked up by is not a misspelling of this one
+    taken = {*keys, *(key for other in contract.tensors for key in lookup_keys(other, inputs)[1])}
+    nearest = near_miss(keys[0], [key for items in offered.values() for key in items if key not in taken])
+    return found, f"If {nearest!r} is meant: inputs: {{{tensor.name}: {nearest}}}." if nearest else None
+
+
+def _items_of(source: Any) -> dict[str, Any]:
+    if is_mapping(source):
+        return {str(key): source[key] for key in list(source)[: _MOST_KEYS + 1]}
+    public = [name for name in getattr(source, "__dict__", {}) if not name.startswith("_")]
+    return {name: getattr(source, name) for name in public[: _MOST_KEYS + 1]}
+
+
+def _listed(items: Mapping[str, Any]) -> str:
+    keys = [key if key.isidentifier() and len(key) <= 60 else shorten(key, 60) for key in items]
+    shown = [f"{key}=None" if items[name] is None else key for key, name in zip(keys, items, strict=True)]
+    return ", ".join(shown[:_MOST_KEYS] + ["..."] * (len(shown) > _MOST_KEYS)) or "nothing"
+
+
+def check_containers(owner: str, contract: Contract, outputs: Any, batch: Any) -> None:
+    """Refuse outputs and batches that have no names to look tensors up by."""
+    _check_container(owner, "outputs", outputs, contract)
+    _check_container(owner, "batch", batch, contract)
+
+
 def _check_container(owner: str, name: str, source: Any, contract: Contract) -> None:
     example = contract.tensors[0].name if contract.tensors else "logits"
     if isinstance(source, torch.Tensor):
         hint = f"Pass {{{example!r}: tensor}}."
-    elif isinstance(source, tuple | list):
+    elif is_list(source):
         hint = "Name its parts, or have the model return a dict (return_dict=True)."
     elif source is None or isinstance(source, str | bytes | int | float):
         hint = f"Pass a mapping such as {{{example!r}: tensor}}."
@@ -148,11 +176,12 @@ def _as_kind(call: _Call, tensor: TensorSpec, value: Any, device: Any, upcast: b
             f"{tensor.name!r} must be a tensor, {tensor}; got {type(value).__name__}.",
             "Convert it: torch.as_tensor(x).",
         )
-    if value.layout is not torch.strided:
+    if value.is_nested or value.layout is not torch.strided:
         call.fail(
             tensor,
             "unsupported-layout",
-            f"{tensor.name!r} must be a dense tensor, {tensor}; got layout {value.layout}.",
+            f"{tensor.name!r} must be a dense tensor, {tensor}; "
+            f"got {'a nested one' if value.is_nested else f'layout {value.layout}'}.",
             "Convert it: x.to_padded_tensor(...) if nested, x.to_dense() if sparse.",
         )
     kind = _kind_of(value.dtype)
@@ -165,20 +194,16 @@ def _as_kind(call: _Call, tensor: TensorSpec, value: Any, device: Any, upcast: b
 
 
 def _convert(call: _Call, tensor: TensorSpec, value: Any, device: Any) -> Any:
-    dtypes = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
-    first: Any = value
-    while isinstance(first, list | tuple) and first:
-        first = first[0]
-    wanted = dtypes.get(tensor.kind)
-    if (
-        tensor.kind == "int"
-        and isinstance(first, float | bool)
-        or tensor.kind == "bool"
-        and not isinstance(first, bool)
-    ):
-        wanted = None  # 0.7 is no id, and 2 is neither true nor false: keep the dtype, to be refused by name
+    if is_list(value) and any(isinstance(item, torch.Tensor) for item in value):
+        call.fail(
+            tensor,
+            "not-a-tensor",
+            f"{tensor.name!r} must be {tensor}; a list of tensors would lose their graph.",
+            "Stack them: torch.stack(x).",
+        )
     try:
-        return torch.tensor(value, dtype=wanted, device=device)
+        # no dtype for ids: torch.tensor would cut 0.7 down to 0, where the dtype it infers is refused by name
+        converted = torch.tensor(value, dtype=torch.float32 if tensor.kind == "float" else None, device=device)
     except (ValueError, TypeError, RuntimeError) as error:
         call.fail(
             tensor,
@@ -186,6 +211,8 @@ def _convert(call: _Call, tensor: TensorSpec, value: Any, device: Any) -> Any:
             f"{tensor.name!r} must be {tensor}; this {type(value).__name__} cannot become a tensor: {error}.",
             "Rows must be equally long, and hold numbers.",
         )
+    empty = {"int": torch.int64, "bool": torch.bool}.get(tensor.kind)
+    return converted if converted.numel() or empty is None else converted.to(empty)
 
 
 def _kind_of(dtype: Any) -> str:
@@ -199,7 +226,12 @@ def _kind_of(dtype: Any) -> str:
 
 
 def _describe(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return f"{str(value.dtype).removeprefix('torch.')}{_shape_of(value)}"
+
+
+def _shape_of(value: Any) -> list[int]:
+    """Return a shape in plain integers; `torch.compile` cannot put a size that varies into a message."""
+    return [operator.index(size) for size in value.shape]
 
 
 _Sizes = Mapping[str, tuple[Any, str]]  # axis -> its size, and the tensor that set it
@@ -208,7 +240,7 @@ _Shapes = Mapping[str, list[Any]]
 
 def _check_sizes(call: _Call, contract: Contract, values: Mapping[str, Any]) -> None:
     sizes: dict[str, tuple[Any, str]] = {}
-    shapes = {name: list(value.shape) for name, value in values.items() if value is not None}
+    shapes = {name: _shape_of(value) for name, value in values.items() if value is not None}
     for tensor in contract.tensors:
         if tensor.name not in shapes:
             continue
@@ -254,12 +286,11 @@ def _match(tensor: TensorSpec, shape: Any) -> dict[str, Any] | None:
         return None
     bound: dict[str, Any] = {}
     for dim, size in zip(dims, sizes, strict=True):
-        if isinstance(dim, int):
-            if dim != size:
-                return None
-        elif dim not in {"_", "..."}:
-            if bound.setdefault(dim, size) != size:
-                return None
+        if dim in {"_", "..."}:
+            continue
+        wanted = dim if isinstance(dim, int) else bound.setdefault(dim, size)
+        if size != wanted:
+            return None
     return bound
 
 
@@ -267,7 +298,7 @@ def _fail_shape(
     call: _Call, contract: Contract, shapes: _Shapes, tensor: TensorSpec, value: Any, sizes: _Sizes, dim: str = ""
 ) -> NoReturn:
     bound = [
-        f"{axis}={list(size) if isinstance(size, tuple) else size} (set by {setter!r})"
+        f"{axis}={list(size) if is_list(size) else size} (set by {setter!r})"
         for axis, (size, setter) in sizes.items()
         if axis in tensor.dims and setter != tensor.name
     ]
@@ -307,6 +338,6 @@ def _agree(contract: Contract, shapes: _Shapes) -> bool:
 
 def _off_by_one(found: dict[str, Any] | None, theirs: Any, dim: str) -> bool:
     mine = found[dim] if found is not None else theirs
-    if isinstance(mine, tuple):
+    if is_list(mine):
         return len(mine) == len(theirs) == 2 and mine[0] == theirs[0] and abs(mine[1] - theirs[1]) == 1
     return dim == "seq" and abs(mine - theirs) == 1

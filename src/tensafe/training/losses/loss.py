@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import LossConfigError, Problem, config_error, make_error
+from .guards import misread
 from .problems import problems_of
 from .registry import get_registered_losses, register
 from .types import Elements
@@ -99,25 +100,31 @@ class Loss(BaseModel):
     def _config_error(cls, error: ValidationError, given: Mapping[str, Any]) -> LossConfigError:
         owner = cls._name or cls.__name__
         problems = problems_of(error, given=given, owner=owner, fields=cls.model_fields, schema=cls.model_json_schema)
-        return config_error([_with_true_owner(problem, owner) for problem in problems], loss=owner)
+        losses = get_registered_losses() if any(_is_stranger(problem) for problem in problems) else {}
+        return config_error([_with_true_owner(problem, owner, losses) for problem in problems], loss=owner)
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _plain_data(cls, value: Any) -> Any:
-        # A strict float takes whatever has __float__: a tensor kwarg would be read (and synchronised) without a word.
-        if hasattr(value, "__float__") and not isinstance(value, int | float):
-            raise ValueError(f"expected plain data, got {type(value).__name__}; pass float(x)")
+    def _plain_data(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("expected an integer that fits 64 bits")
-        return value
+        validated = validate(value)
+        # A strict float takes whatever has __float__: a tensor kwarg would be read (and synchronised) without a word.
+        if (kind := misread(value, validated)) is not None:
+            raise ValueError(f"expected plain data, got {kind}; pass float(x)")
+        return validated
 
 
-def _with_true_owner(problem: Problem, owner: str) -> Problem:
+def _is_stranger(problem: Problem) -> bool:
+    """Whether an argument is like none of this loss, and so perhaps meant for another."""
+    return problem.code == "unknown-kwarg" and problem.suggestion is None and len(problem.loc) == 1
+
+
+def _with_true_owner(problem: Problem, owner: str, losses: Mapping[str, Any]) -> Problem:
     """Point at the losses that do take an argument that this one does not."""
-    if problem.code != "unknown-kwarg" or problem.suggestion is not None or len(problem.loc) != 1:
+    if not _is_stranger(problem):
         return problem
     argument = problem.loc[0]
-    losses = get_registered_losses()
     takers = [name for name, loss in losses.items() if argument in getattr(loss, "model_fields", {})]
     if not takers:
         return problem
@@ -163,13 +170,39 @@ class ElementLoss(Loss):
     """Base of losses with one value per element; see `reduction`.
 
     Attributes:
-        reduction: `none` keeps the values, `sum` adds them, `mean` divides by what counts (the sum of the weights), or by
-            `num_items_in_batch` when that is given.
+        reduction: `none` keeps the values, `sum` adds them, `mean` divides by what counts (the sum of the weights), or
+            by `num_items_in_batch` when that is given.
     """
 
     reduction: Literal["none", "sum", "mean"] = Field(
         default="mean", description="How the values become one number: none, sum, or mean over what counts."
     )
+
+
+# What TokenLoss._max_length_goes_with_its_reduction says, for editors. The inner conditions leave values that are wrong
+# in themselves to the field's own schema: one message each.
+_MAX_LENGTH_SCHEMA: dict[str, Any] = {
+    "if": {"properties": {"reduction": {"const": "sequence_sum_norm"}}, "required": ["reduction"]},
+    "then": {
+        "required": ["max_length"],
+        "properties": {
+            "max_length": {
+                "if": {"type": "null"},
+                "then": {"type": "integer", "errorMessage": "Required by reduction sequence_sum_norm."},
+                "doNotSuggest": True,
+            }
+        },
+    },
+    "else": {
+        "properties": {
+            "max_length": {
+                "if": {"type": "integer", "minimum": 1},
+                "then": {"type": "null", "errorMessage": "Has no effect without reduction: sequence_sum_norm."},
+                "doNotSuggest": True,
+            }
+        }
+    },
+}
 
 
 class TokenLoss(Loss):
@@ -181,6 +214,8 @@ class TokenLoss(Loss):
             the constant `max_length` (Dr. GRPO). A sequence in which nothing counts is no sequence.
         max_length: The constant of `sequence_sum_norm`, in tokens.
     """
+
+    model_config = ConfigDict(json_schema_extra={"allOf": [_MAX_LENGTH_SCHEMA]})
 
     reduction: Literal["none", "sum", "mean", "sequence_mean", "sequence_sum", "sequence_sum_norm"] = Field(
         default="mean",

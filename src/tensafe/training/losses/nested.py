@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
@@ -12,10 +11,13 @@ from .errors import LossTypeError, config_error
 from .resolve import resolve_loss
 from .spec import split_spec
 
-__all__ = ["NESTED_SCHEMA", "NestedLoss"]
+__all__ = ["NESTED_SCHEMA", "TERM_SCHEMA", "NestedLoss"]
 
 NESTED_SCHEMA = {"x-tensafe": "loss"}
 """What stands for a nested loss in a model's JSON Schema, until `schema` puts the shape of a spec in its place."""
+
+TERM_SCHEMA: dict[str, Any] = {"x-tensafe": "term"}
+"""`json_schema_extra` of a model whose field `loss` is written flat: the keys of the spec beside its other fields."""
 
 
 def _resolve(value: Any) -> ResolvedLoss:
@@ -25,7 +27,7 @@ def _resolve(value: Any) -> ResolvedLoss:
         raise config_error(split_spec(value).problems, loss=None) from None
 
 
-def _to_config(loss: ResolvedLoss) -> Mapping[str, Any]:
+def _to_config(loss: ResolvedLoss) -> dict[str, Any]:
     return loss.to_config()
 
 

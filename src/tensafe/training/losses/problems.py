@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import LossConfigError, Problem, near_miss, shorten
+from .guards import is_mapping, is_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -99,9 +99,7 @@ def _written(loc: Loc, given: Any, *, missing: bool) -> Loc:
     """Keep the parts of a path that are in the data; pydantic adds the tags of unions and the names of validators."""
     kept: list[str | int] = []
     for index, part in enumerate(loc):
-        if isinstance(given, Mapping) and part in given:
-            given = given[part]
-        elif isinstance(given, Sequence) and not isinstance(given, str) and isinstance(part, int) and part < len(given):
+        if _holds(given, part):
             given = given[part]
         elif not (missing and index == len(loc) - 1):
             continue
@@ -109,16 +107,22 @@ def _written(loc: Loc, given: Any, *, missing: bool) -> Loc:
     return tuple(kept)
 
 
+def _holds(given: Any, part: str | int) -> bool:
+    if is_mapping(given):
+        return part in given
+    return is_sequence(given) and not isinstance(given, str) and isinstance(part, int) and part < len(given)
+
+
 def _at(schema: JsonSchema, loc: Loc) -> JsonSchema:
     """Return the part of a JSON Schema that speaks of the value at `loc`, or an empty one."""
-    node: JsonSchema = schema
+    node: Any = schema
     for part in loc:
         node = _follow(node, schema)
         if isinstance(part, int):
             node = node.get("items", {})
         else:
             node = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
-        if not isinstance(node, dict):
+        if isinstance(node, bool):  # the schema of anything, or of nothing
             return {}
     return _follow(node, schema)
 
@@ -150,7 +154,7 @@ _KINDS = {
 
 
 def expectation(schema: JsonSchema) -> str | None:
-    """Say in words what a piece of JSON Schema accepts, such as `a number in [0, 1]`; None when it is not that simple."""
+    """Say in words what a piece of JSON Schema accepts, such as `a number in [0, 1]`; None if that is not so simple."""
     if "anyOf" in schema:
         parts = [expectation(branch) for branch in schema["anyOf"]]
         return " or ".join(part for part in parts if part) if all(parts) else None

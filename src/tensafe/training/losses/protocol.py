@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import sys
 import warnings
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from .errors import LossConfigError, Problem, config_error, make_error, near_miss
+from .guards import misread
 from .problems import JsonSchema, problems_of, unknown_argument
+from .spec import copied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["COUNTS", "Signature", "read_signature"]
 
@@ -52,6 +56,7 @@ class Signature(NamedTuple):
     parameters: Mapping[str, Parameter]
     takes_any: bool
     counts: frozenset[str]
+    leading: frozenset[str] = frozenset()
 
     def bind(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Validate kwargs and return copies of them.
@@ -65,12 +70,10 @@ class Signature(NamedTuple):
             parameter = self.parameters.get(name)
             if parameter is None:
                 problems += self._unknown(name)
-                bound[name] = copy.deepcopy(value) if isinstance(value, dict | list | set) else value
+                bound[name] = copied(value)
             else:
-                try:
-                    bound[name] = _validate(parameter, value)
-                except ValidationError as error:
-                    problems += _describe(parameter, value, error, self.owner)
+                bound[name], found = _validate(parameter, copied(value), self.owner)
+                problems += found
         problems += [
             Problem("missing-kwarg", (name,), f"required argument of {self.owner} is missing", on_key=True)
             for name, parameter in self.parameters.items()
@@ -83,12 +86,16 @@ class Signature(NamedTuple):
     def _unknown(self, name: str) -> list[Problem]:
         if name in COUNTS:
             return [Problem("reserved-kwarg", (name,), "belongs to a call, not to a config", on_key=True)]
+        if name in self.leading:
+            return [Problem("reserved-kwarg", (name,), "is what the loss is called with, no kwarg", on_key=True)]
         if not self.takes_any:
             return [unknown_argument(name, self.owner, self.parameters)]
         nearest = near_miss(name, self.parameters)
         if nearest is not None:
             warnings.warn(
-                f"{self.owner}: {name!r} goes to **kwargs; did you mean {nearest!r}?", UserWarning, stacklevel=5
+                f"{self.owner}: {name!r} goes to **kwargs; did you mean {nearest!r}?",
+                UserWarning,
+                stacklevel=_callers_level(),
             )
         return []
 
@@ -106,7 +113,8 @@ def read_signature(fn: Callable[..., Any], owner: str) -> Signature:
         return Signature(owner, {}, True, frozenset())
     positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
     takes_any_position = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if len(positional) < 2 and not takes_any_position:
+    unreachable = any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in positional[2:])
+    if unreachable or (len(positional) < 2 and not takes_any_position):
         raise make_error(
             LossConfigError,
             f"a loss takes (outputs, batch, **kwargs); this takes {inspect.Signature(parameters)}.",
@@ -119,6 +127,7 @@ def read_signature(fn: Callable[..., Any], owner: str) -> Signature:
         {p.name: _read_parameter(p, target) for p in named if p.name not in COUNTS},
         any(p.kind is p.VAR_KEYWORD for p in parameters),
         frozenset(p.name for p in named if p.name in COUNTS),
+        frozenset(p.name for p in positional[:2] if p.kind is p.POSITIONAL_OR_KEYWORD),
     )
 
 
@@ -126,7 +135,7 @@ def _read_parameter(parameter: inspect.Parameter, fn: Callable[..., Any]) -> Par
     annotation = parameter.annotation
     if isinstance(annotation, str):
         annotation = _evaluate(annotation, fn)
-    validator = None if annotation in {parameter.empty, Any} else _make_validator(annotation)
+    validator = None if annotation is parameter.empty or annotation is Any else _make_validator(annotation)
     return Parameter(parameter.name, parameter.default, validator)
 
 
@@ -142,24 +151,37 @@ def _evaluate(annotation: str, fn: Callable[..., Any]) -> Any:
 
 
 def _make_validator(annotation: Any) -> TypeAdapter[Any] | None:
-    try:
-        return TypeAdapter(annotation, config=_STRICT)
-    except PydanticUserError:  # models and dataclasses bring a config of their own
-        pass
-    try:
-        return TypeAdapter(annotation)
-    except PydanticUserError:
-        return None
+    for config in (_STRICT, None):  # models and dataclasses bring a config of their own
+        try:
+            validator: TypeAdapter[Any] = TypeAdapter(annotation, config=config)
+        except Exception:  # whatever a stranger's annotation may raise: one that is no type is like none
+            continue
+        return validator if validator.pydantic_complete else None
+    return None
 
 
-def _validate(parameter: Parameter, value: Any) -> Any:
+def _validate(parameter: Parameter, value: Any, owner: str) -> tuple[Any, list[Problem]]:
+    """Return what to bind, and what is wrong with it."""
     if parameter.validator is None:
-        return copy.deepcopy(value) if isinstance(value, dict | list | set) else value
-    validated = parameter.validator.validate_python(value)
-    if isinstance(validated, int | float) and not isinstance(value, int | float):
-        # pydantic's strict float takes whatever has __float__, tensors too
-        parameter.validator.validate_python(None if value is None else object())
-    return validated
+        return value, []
+    try:
+        validated = parameter.validator.validate_python(value)
+        if hasattr(validated, "__next__") and not hasattr(value, "__next__"):
+            validated = list(validated)  # for Iterable, pydantic gives something that can be read only once
+    except ValidationError as error:
+        return value, _describe(parameter, value, error, owner)
+    kind = misread(value, validated)
+    if kind is None:
+        return validated, []
+    return value, [Problem("invalid-value", (parameter.name,), f"expected plain data, got {kind}; pass float(x)")]
+
+
+def _callers_level() -> int:
+    """Return the stack level of the caller of this library, for a warning of the function that asks."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tensafe."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _describe(parameter: Parameter, value: Any, error: ValidationError, owner: str) -> list[Problem]:

@@ -5,15 +5,16 @@ Every reduction but `none` is linear, :math:`\sum_i c_i v_i`, with coefficients 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from tensafe._lazy import torch
 
-from .errors import LossConfigError, LossInputError, LossReturnError, make_error
+from .errors import LossConfigError, LossInputError, LossReturnError, make_error, shorten
 from .types import Elements, LossReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor
 
 __all__ = ["Reduction", "coefficients", "reduce_elements"]
@@ -37,7 +38,7 @@ class Reduction(NamedTuple):
     num_sequences: float | Tensor | None = None
 
 
-def reduce_elements(owner: str, elements: Elements, reduction: Reduction, *, with_metrics: bool) -> LossReturn:
+def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_metrics: bool) -> LossReturn:
     """Reduce values and metrics.
 
     Args:
@@ -72,7 +73,7 @@ def reduce_elements(owner: str, elements: Elements, reduction: Reduction, *, wit
     if reduction.mode == "none":
         loss = _unreduced(values() if callable(values) else values, weights)
     elif weights is None and reduction.mode == "mean" and reduction.num_items is None and not callable(values):
-        loss = values.sum() / max(values.numel(), 1)
+        loss = values.mean() if values.numel() else values.sum()
     else:
         loss = _dot(owner, elements, values, reduction)
     metrics: dict[str, float | Tensor] = {}
@@ -100,7 +101,15 @@ def coefficients(weights: Tensor, reduction: Reduction) -> Tensor:
     return weights * (scale * per_sequence).reshape(-1, *[1] * (weights.ndim - 1))
 
 
-def _inverse(count: float | Tensor, like: Tensor) -> Any:
+@overload
+def _inverse(count: Tensor, like: Tensor) -> Tensor: ...
+
+
+@overload
+def _inverse(count: float | Tensor, like: Tensor) -> float | Tensor: ...
+
+
+def _inverse(count: float | Tensor, like: Tensor) -> float | Tensor:
     """Return 1 / count, and 0 for 0: where nothing counts there is nothing to divide."""
     if not isinstance(count, torch.Tensor):
         return 0.0 if count == 0 else 1.0 / count
@@ -108,22 +117,16 @@ def _inverse(count: float | Tensor, like: Tensor) -> Any:
     return torch.where(is_zero, 0.0, 1.0 / torch.where(is_zero, 1.0, count.to(like.dtype)))
 
 
-def _dot(owner: str, elements: Elements, values: Any, reduction: Reduction) -> Tensor:
+def _dot(owner: str, elements: Elements, values: Tensor | Callable[[], Tensor], reduction: Reduction) -> Tensor:
     weights = elements.weights
-    if reduction.mode in _BY_SEQUENCE and (values if weights is None else weights).ndim < 2:
-        raise make_error(
-            LossInputError,
-            f"reduction {reduction.mode} averages over sequences, and these values have one axis.",
-            code="reduction-needs-sequences",
-            loss=owner,
-            loc=("reduction",),
-            hint="Pass tensors with [batch seq] axes, or use reduction mean.",
-        )
-    if weights is None:
-        return (values * coefficients(torch.ones_like(values), reduction)).sum()
     if callable(values):
         assert elements.dot is not None
+        assert weights is not None
+        _check_sequences(owner, weights, reduction)
         return elements.dot(coefficients(weights.to(torch.float32), reduction))
+    _check_sequences(owner, values, reduction)
+    if weights is None:
+        return (values * coefficients(torch.ones_like(values), reduction)).sum()
     factors = coefficients(weights.to(values.dtype), reduction)
     return (torch.where(weights != 0, values, 0.0) * factors).sum()
 
@@ -167,6 +170,18 @@ def _check_shapes(owner: str, values: Tensor, weights: Tensor | None, metrics: M
             )
 
 
+def _check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
+    if reduction.mode in _BY_SEQUENCE and values.ndim < 2:
+        raise make_error(
+            LossInputError,
+            f"reduction {reduction.mode} averages over sequences, and these values have one axis.",
+            code="reduction-needs-sequences",
+            loss=owner,
+            loc=("reduction",),
+            hint="Pass tensors with [batch seq] axes, or use reduction mean.",
+        )
+
+
 def _check_counts(owner: str, reduction: Reduction) -> None:
     for name, count, modes in (
         ("num_items_in_batch", reduction.num_items, frozenset({"mean"})),
@@ -189,15 +204,19 @@ def _check_counts(owner: str, reduction: Reduction) -> None:
 def _check_count(owner: str, name: str, count: Any) -> None:
     if isinstance(count, torch.Tensor):
         usable = count.ndim == 0 and count.dtype is not torch.bool and not count.is_complex()
-        got = f"a tensor of shape {list(count.shape)}, {str(count.dtype).removeprefix('torch.')}"
     else:
         usable = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < float("inf")
-        got = type(count).__name__ if not isinstance(count, int | float) else repr(count)
     if not usable:
         raise make_error(
             LossInputError,
-            f"{name} must be a number >= 0 or a 0-d tensor; got {got}.",
+            f"{name} must be a number >= 0 or a 0-d tensor; got {_describe_count(count)}.",
             code="invalid-count",
             loss=owner,
             loc=(name,),
         )
+
+
+def _describe_count(count: Any) -> str:
+    if isinstance(count, torch.Tensor):
+        return f"a tensor of shape {list(count.shape)}, {str(count.dtype).removeprefix('torch.')}"
+    return shorten(count)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
-from types import CodeType
+from types import CodeType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import (
@@ -25,6 +26,7 @@ from .errors import (
     near_miss,
     shorten,
 )
+from .guards import definition, is_class, is_partial
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -60,6 +62,10 @@ class LossRegistry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in names()
+
+    def get(self, name: str, /, default: Any = None) -> Any:
+        """Return what is registered under a name, or the default; Mapping's own waits for a KeyError."""
+        return lookup(name) if name in self else default
 
     def __repr__(self) -> str:
         return f"LOSS_REGISTRY({', '.join(names())})"
@@ -110,9 +116,9 @@ def register_loss(name: str, fn: Any = None, *, overwrite: bool = False) -> Any:
         True
         >>> unregister("half_mse")
     """
-    if fn is None:
-        return lambda decorated: register_loss(name, decorated, overwrite=overwrite)
     _check_name(name)
+    if fn is None:
+        return partial(register_loss, name, overwrite=overwrite)
     _check_registrable(name, fn)
     return register(name, fn, overwrite=overwrite)
 
@@ -121,7 +127,7 @@ def register(name: str, fn: Any, *, overwrite: bool = False) -> Any:
     """Register without looking at what is registered; see `register_loss`."""
     global _entries
     _check_name(name)
-    if name in _builtin_names() and getattr(fn, "__module__", None) != f"{_BUILTIN_PACKAGE}.{name}":
+    if name in builtin_names() and getattr(fn, "__module__", None) != f"{_BUILTIN_PACKAGE}.{name}":
         _load_builtin(name)  # first, so that it cannot come back over what replaces it
     with _lock:
         old = _entries.get(name, fn)
@@ -134,7 +140,7 @@ def register(name: str, fn: Any, *, overwrite: bool = False) -> Any:
                 hint="Choose another name, or pass overwrite=True.",
             )
         _entries = {**_entries, name: fn}
-    if overwrite and old is not fn and name in _builtin_names():
+    if overwrite and old is not fn and name in builtin_names():
         _logger.warning("built-in loss %r is now %s", name, _origin(fn))
     return fn
 
@@ -148,12 +154,12 @@ def unregister(name: str) -> None:
 
 def names() -> list[str]:
     """Return every known name, sorted: registered, built in and published by plug-ins. Imports no loss."""
-    return sorted({*_entries, *_builtin_names(), *_entry_points()})
+    return sorted({*_entries, *builtin_names(), *(entry_point.name for entry_point in _entry_points())})
 
 
 def known_without_plugins() -> set[str]:
     """Return the names that cost no search through the installed packages."""
-    return {*_entries, *_builtin_names()}
+    return {*_entries, *builtin_names()}
 
 
 def lookup(name: str) -> Any:
@@ -165,14 +171,21 @@ def lookup(name: str) -> Any:
     """
     if name in _entries:
         return _entries[name]
-    if name in _builtin_names():
+    if name in builtin_names():
         _load_builtin(name)
         return _entries[name]
-    entry_point = _entry_points().get(name)
-    if entry_point is None:
+    published = {entry_point.value: entry_point for entry_point in _entry_points() if entry_point.name == name}
+    if not published:
         raise unknown_loss(name)
-    loaded = _load_plugin(entry_point)
-    return _entries[name] if name in _entries else register_loss(name, loaded)
+    if len(published) > 1:
+        raise make_error(
+            LossConfigError,
+            f"published by more than one plug-in: {', '.join(sorted(published))}.",
+            code="name-taken",
+            loss=name,
+            hint="Uninstall all but one, or write the path instead of the name.",
+        )
+    return _load_plugin(*published.values())
 
 
 def unknown_loss(name: str) -> UnknownLossError:
@@ -181,7 +194,7 @@ def unknown_loss(name: str) -> UnknownLossError:
     cure = f"; did you mean {nearest}?" if nearest else "."
     message = (
         f"Cannot resolve loss {shorten(name)}: it is not registered{cure} "
-        f"Available built-in losses: {', '.join(sorted(_builtin_names()))}. "
+        f"Available built-in losses: {', '.join(sorted(builtin_names()))}. "
         "A loss of your own is 'package.module:function'."
     )
     error = config_error([Problem("unknown-loss", (), message, nearest)], loss=None, kind=UnknownLossError)
@@ -206,8 +219,8 @@ def _check_name(name: object) -> None:
         )
 
 
-def _check_registrable(name: str, fn: Any) -> None:
-    if isinstance(fn, type):
+def _check_registrable(name: str, fn: object) -> None:
+    if is_class(fn):
         own_name = getattr(fn, "_name", None)
         if not hasattr(fn, "is_concrete"):
             problem = f"{fn.__qualname__} is a class, and a loss is a callable."
@@ -229,7 +242,8 @@ def _check_registrable(name: str, fn: Any) -> None:
 _builtin_cache: frozenset[str] | None = None
 
 
-def _builtin_names() -> frozenset[str]:
+def builtin_names() -> frozenset[str]:
+    """Return the names of the losses in `builtin/`. Imports none of them."""
     global _builtin_cache
     if _builtin_cache is None:
         modules = pkgutil.iter_modules(import_module(_BUILTIN_PACKAGE).__path__)
@@ -243,46 +257,54 @@ def _load_builtin(name: str) -> None:
         register(name, next(value for value in vars(module).values() if getattr(value, "_name", None) == name))
 
 
-def _entry_points() -> dict[str, EntryPoint]:
+def _entry_points() -> Iterable[EntryPoint]:
     from importlib.metadata import entry_points  # 50 ms that a known name never pays
 
-    return {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+    return entry_points(group=ENTRY_POINT_GROUP)
 
 
 def _load_plugin(entry_point: EntryPoint) -> Any:
+    name = entry_point.name
     try:
-        return entry_point.load()
+        loaded = entry_point.load()  # which may have registered it
+        return _entries[name] if name in _entries else register_loss(name, loaded)
     except (Exception, SystemExit) as error:
         raise make_error(
             LossConfigError,
             f"the plug-in {shorten(entry_point.value)} that publishes it failed to load: "
             f"{type(error).__name__}: {shorten(str(error), 200)}.",
             code="broken-plugin",
-            loss=entry_point.name,
+            loss=name,
             hint="Every other loss still works.",
         ) from error
 
 
 def _origin(fn: Any) -> str:
-    named = fn if hasattr(fn, "__qualname__") else type(fn)
-    return f"{named.__module__}.{named.__qualname__}"
+    defined = definition(fn)
+    return f"{defined.__module__}.{defined.__qualname__}"
 
 
-def _is_same(old: Any, new: Any) -> bool:
+def _is_same(old: object, new: object) -> bool:
     """Whether `new` is `old` defined again (a reload, a notebook cell), rather than a second owner of its name."""
     if old is new:
         return True
+    if is_partial(old) and is_partial(new):
+        return _is_same(old.func, new.func) and _equal((old.args, old.keywords), (new.args, new.keywords))
+    if isinstance(old, MethodType) and isinstance(new, MethodType):
+        return _is_same(old.__func__, new.__func__) and _is_same(old.__self__, new.__self__)
     if type(old).__qualname__ != type(new).__qualname__ or _origin(old) != _origin(new) or "<" in _origin(new):
         return False
     if not hasattr(new, "__qualname__"):  # an instance: of a class defined again, or one that says the same
         redefined = type(old) is not type(new)
-        return redefined and _is_same(type(old), type(new)) or not redefined and _same_state(old, new)
+        if redefined:
+            return _is_same(type(old), type(new))
+        return _equal(getattr(old, "__dict__", old), getattr(new, "__dict__", new))
     return new.__module__ == "__main__" or _fingerprint(old) == _fingerprint(new)
 
 
-def _same_state(old: Any, new: Any) -> bool:
+def _equal(old: Any, new: Any) -> bool:
     try:
-        return bool(vars(old) == vars(new))
+        return bool(old == new)
     except Exception:  # whatever a stranger's __eq__ may raise (tensors do)
         return False
 
@@ -291,11 +313,13 @@ def _fingerprint(value: Any) -> Any:
     """Reduce code to what it does, so that the same source at another line is the same."""
     code = getattr(value, "__code__", None)
     if code is not None:
-        return _fingerprint(code), repr(getattr(value, "__defaults__", None))
+        defaults = repr((getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)))
+        return _fingerprint(code), defaults, _fingerprint(getattr(value, "__wrapped__", None))
     if isinstance(value, CodeType):
         return value.co_code, value.co_names, value.co_varnames, tuple(_fingerprint(const) for const in value.co_consts)
     if isinstance(value, type):
-        methods = {name: _fingerprint(member) for name, member in vars(value).items() if hasattr(member, "__code__")}
+        members = {name: getattr(member, "__func__", member) for name, member in vars(value).items()}
+        methods = {name: _fingerprint(member) for name, member in members.items() if hasattr(member, "__code__")}
         return methods, repr(getattr(value, "model_fields", None))
     return value
 

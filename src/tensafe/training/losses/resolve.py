@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from .adapter import CombinedLoss, ProtocolLoss, ResolvedLoss, TypedLoss
 from .errors import LossConfigError, LossTypeError, Problem, config_error, make_error
+from .guards import is_class, is_mapping
 from .loss import Loss
 from .protocol import read_signature
 from .registry import known_without_plugins, lookup
 from .spec import LossSpec, split_spec, stray_problem
-from .targets import TRUSTED, Policy, import_target, parse_target
+from .targets import TRUSTED, Policy, import_target, parse_target, refuse_gadget
 
 __all__ = ["check_spec", "resolve_loss", "resolving_under"]
 
@@ -54,11 +55,11 @@ did you mean label_smoothing?
         return spec.bind(kwargs)
     if isinstance(spec, LossSpec):
         spec = {"type": spec.type, "kwargs": spec.kwargs, "inputs": spec.inputs}
-    if isinstance(spec, Mapping):
+    if is_mapping(spec):
         return _resolve_mapping(spec, kwargs)
     if isinstance(spec, str):
         return _adapt(_find(spec), kwargs, {}, name=spec)
-    if callable(spec) or isinstance(spec, Loss):
+    if isinstance(spec, Loss) or callable(spec):
         return _adapt(spec, kwargs, {})
     raise make_error(
         LossTypeError,
@@ -68,7 +69,7 @@ did you mean label_smoothing?
 
 
 @contextmanager
-def resolving_under(policy: Policy) -> Iterator[None]:
+def resolving_under(policy: Policy) -> Generator[None]:
     """Resolve specs, nested ones too, under a policy about what they may import."""
     token = _policy.set(policy)
     try:
@@ -81,7 +82,7 @@ def check_spec(data: Any, policy: Policy = Policy(imports=False)) -> list[Proble
     """Return everything that is wrong with a spec, at paths relative to it."""
     try:
         with resolving_under(policy):
-            _resolve_mapping(data if isinstance(data, Mapping) else _as_mapping(data), {})
+            _resolve_mapping(data if is_mapping(data) else _as_mapping(data), {})
     except LossConfigError as error:
         return problems_in(error)
     return []
@@ -126,11 +127,11 @@ def _placed(problem: Problem, kwargs: Mapping[str, Any], *, at_type: bool) -> Pr
 
 
 def _kwarg_names(found: Any) -> list[str]:
-    if isinstance(found, type) and issubclass(found, Loss):
+    if is_class(found) and issubclass(found, Loss):
         return list(found.model_fields)
     if isinstance(found, Loss):
         return list(type(found).model_fields)
-    return list(read_signature(found, "").parameters) if callable(found) and not isinstance(found, type) else []
+    return list(read_signature(found, "").parameters) if callable(found) and not is_class(found) else []
 
 
 def _find(name: str) -> Any:
@@ -139,7 +140,10 @@ def _find(name: str) -> Any:
     target = None if name in known_without_plugins() else parse_target(name)
     if target is None:
         return lookup(name)
-    return import_target(target, policy) if policy.imports else _not_imported
+    if policy.imports:
+        return import_target(target, policy)
+    refuse_gadget(target)
+    return _not_imported
 
 
 def _not_imported(outputs: Any, batch: Any, **kwargs: Any) -> Any:
@@ -155,13 +159,16 @@ def _adapt(found: Any, kwargs: Mapping[str, Any], inputs: Mapping[str, str], nam
         return found.bind(kwargs)
     if isinstance(found, Loss) and not type(found).is_combinator():
         return TypedLoss(found, inputs).bind(kwargs)
-    if inputs:
+    if inputs and found is not _not_imported:  # which may be a typed loss, with tensors to rename
         raise config_error(
             [Problem("unused-inputs", ("inputs",), "has no effect: this loss takes outputs and batch as they are")],
             loss=name,
         )
     if isinstance(found, Loss):
         return CombinedLoss(found).bind(kwargs)
+    if not callable(found):
+        problem = Problem("not-a-loss", (), f"it is a {type(found).__qualname__}, which cannot be called")
+        raise config_error([problem], loss=name)
     return ProtocolLoss(found, kwargs, name)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from tensafe._lazy import torch
 
 from .errors import LossReturnError, make_error, near_miss, shorten
+from .guards import is_mapping
 from .types import LossFn, LossOutput, LossReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["checked_return", "validate_loss_return", "wrap_simple_loss"]
 
 _KEYS = ("loss", "metrics", "auxiliary")
+_MOST_NAMES = 8
 
 
 def validate_loss_return(result: Any, strict: bool = False) -> LossReturn:
@@ -77,7 +82,7 @@ def checked_return(result: Any, owner: str, *, unreduced: bool) -> LossReturn:
 def _validate(result: Any, owner: str, *, strict: bool) -> LossReturn:
     if isinstance(result, LossOutput):
         result = result.to_dict()
-    if isinstance(result, Mapping):
+    if is_mapping(result):
         return _validate_mapping(result, owner)
     if not strict and not isinstance(result, bool) and _is_scalar(result):
         return {"loss": result, "metrics": {}}
@@ -96,7 +101,7 @@ def _validate_mapping(result: Mapping[Any, Any], owner: str) -> LossReturn:
         nearest = next((key for key in unknown if isinstance(key, str) and near_miss(key, ["loss"])), None)
         raise make_error(
             LossReturnError,
-            f"must return dict with 'loss' key; got keys {', '.join(shorten(key) for key in result) or 'none'}.",
+            f"must return dict with 'loss' key; got keys {_names(result)}.",
             code="missing-loss",
             loss=owner,
             loc=("loss",),
@@ -123,7 +128,7 @@ def _validate_mapping(result: Mapping[Any, Any], owner: str) -> LossReturn:
 
 
 def _as_mapping(value: Any, key: str, owner: str) -> dict[str, Any]:
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+    if is_mapping(value) and all(isinstance(name, str) for name in value):
         return dict(value)
     raise make_error(
         LossReturnError,
@@ -159,7 +164,7 @@ def _as_metric(name: str, value: Any, owner: str) -> Any:
             return value.detach()
     elif isinstance(value, int | float):
         return value
-    elif hasattr(value, "__float__"):
+    elif hasattr(value, "__float__") and not getattr(value, "ndim", 0):
         return float(value)
     raise make_error(
         LossReturnError,
@@ -171,8 +176,14 @@ def _as_metric(name: str, value: Any, owner: str) -> Any:
     )
 
 
+def _names(result: Mapping[Any, Any]) -> str:
+    """Return the first few keys, for a message."""
+    names = [shorten(key, 40) for key in islice(result, _MOST_NAMES + 1)]
+    return ", ".join(names[:_MOST_NAMES] + ["..."] * (len(names) > _MOST_NAMES)) or "none"
+
+
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float) or isinstance(value, torch.Tensor)
+    return isinstance(value, (int, float, torch.Tensor))
 
 
 def _describe(value: Any) -> str:

@@ -17,6 +17,7 @@ from tensafe._lazy import torch
 from .adapter import CombinedLoss, ResolvedLoss, TypedLoss
 from .contract import TensorSpec, is_variadic, lookup_keys
 from .errors import LossInputError, make_error
+from .guards import is_list
 
 __all__ = ["Sample", "SampleSettings", "make_sample"]
 
@@ -215,7 +216,7 @@ def _held(value: Any) -> Iterator[ResolvedLoss]:
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from _held(getattr(value, name))
-    elif isinstance(value, list | tuple):
+    elif is_list(value):
         for item in value:
             yield from _held(item)
 

@@ -1,32 +1,188 @@
-"""JSON Schema of the losses and of a training config, for editors and CI: generated from what is registered.
+"""JSON Schema of the losses and of a training config, for editors and CI: generated from whatever is registered.
 
-The shape was chosen in front of yaml-language-server: where JSON Schema has two ways to say a thing, this one gives one
-message on the right line, and completes.
+The shape was chosen in front of yaml-language-server. Where JSON Schema can say a thing in two ways, this is the one
+that gives a single message, on the right line, and that completes:
 
-- Names are an `anyOf` of `const`, not an `enum`: each one carries its own documentation.
-- What a loss takes hangs on `if` its type is this `then` ..., never on `anyOf`: of an `anyOf` that fails, a client shows
-  the branch that it likes best, which is often another loss.
-- A dotted path is anything with a dot or colon at first; only then must it be well formed, which gives one message.
-- Properties have no titles, since clients put them in place of the name.
+- Names are an `anyOf` of `const`, not an `enum`, so that each comes with its own documentation.
+- What a loss takes hangs on `if` the type is its name, `then`, never on `anyOf`: of an `anyOf` that fails, a client
+  shows the branch it thinks nearest, often another loss.
+- A dotted path is at first anything with a dot or a colon; then, that must be well formed.
 
-A schema cannot say everything that `check_spec` does: `5.0` is an integer to JSON Schema, but not to a loss; that no two
-terms of a sum share a name; that an integer where a number is due fits 64 bits too. There the validator is right.
+A schema cannot say all that `check_spec` does, which has the last word. To JSON Schema `5.0` is an integer, and it does
+not know that any integer fits 64 bits where a number is due, that no two terms of a sum share a name, that a spec may
+also stand under `loss` in a term (which is for Python), or which letters beyond ASCII Python has in names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic.json_schema import GenerateJsonSchema
+from .kwargs_schema import SPEC, LossSchema, read_loss, reference, spec_shape
+from .protocol import COUNTS
+from .registry import builtin_names, get_registered_losses
 
-from .adapter import ResolvedLoss
-from .contract import read_contract
-from .loss import Loss
-from .nested import NESTED_SCHEMA
-from .problems import JsonSchema
-from .protocol import COUNTS, Signature, read_signature
-from .registry import get_registered_losses, lookup
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .problems import JsonSchema
 
 __all__ = ["loss_schema", "schema_files", "training_config_schema"]
+
+_DRAFT = "http://json-schema.org/draft-07/schema#"
+_END = r"$(?!\n)"  # Python's $ also stands before a last line break
+# The identifiers of Python and the regular expressions of JavaScript agree on ASCII only; the rest is let through.
+_WORD = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
+_STRICT_PATH = rf"^{_WORD}(\.{_WORD})*[.:]{_WORD}{_END}"
+_LOOSE_PATH = {"type": "string", "pattern": "[.:]"}
+_DOTTED = {"title": "dotted path", "description": "A loss of your own, package.module:name.", **_LOOSE_PATH}
+_UNTYPED = {"type": "object", "not": {"required": ["type"]}}
+_KEY = {"type": "string", "minLength": 1}
+_INPUTS = {
+    "description": "Renames of the tensors of the loss, {tensor: key}; a key may say outputs.key or batch.key.",
+    "type": ["object", "null"],
+}
+
+
+def loss_schema(name: str, nested: Iterable[str] | None = None) -> JsonSchema:
+    """Return the JSON Schema (draft 7) of the kwargs of a registered loss.
+
+    Args:
+        name: Registered name.
+        nested: The losses that one made of others may hold; by default all that are registered.
+
+    Raises:
+        UnknownLossError: Nothing has this name.
+    """
+    loss = read_loss(name)
+    definitions = loss.definitions
+    if '"#/definitions/loss-' in json.dumps(loss):  # it holds others
+        definitions = _definitions(_all_names() if nested is None else nested)
+    schema = {"$schema": _DRAFT, **loss.kwargs, "type": "object"}
+    return {**schema, "definitions": definitions} if definitions else schema
+
+
+def training_config_schema(names: Iterable[str] | None = None) -> JsonSchema:
+    """Return the JSON Schema (draft 7) of a training config: its section `loss`; all others are free.
+
+    Args:
+        names: The losses that it may name, beside dotted paths; by default all that are registered.
+    """
+    return {
+        "$schema": _DRAFT,
+        "title": "training config",
+        "type": "object",
+        "required": ["loss"],
+        "properties": {"loss": reference(SPEC)},
+        "additionalProperties": True,
+        "definitions": _definitions(_all_names() if names is None else names),
+    }
+
+
+def schema_files(names: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the files that editors and CI read, relative path to text: the training config and each loss.
+
+    Args:
+        names: The losses; by default those that are built in.
+    """
+    chosen = sorted(builtin_names() if names is None else names)
+    schemas = {"training_config.json": training_config_schema(chosen)}
+    schemas.update({f"losses/{name}.json": loss_schema(name, chosen) for name in chosen})
+    return {path: json.dumps(schema, indent=2, allow_nan=False) + "\n" for path, schema in schemas.items()}
+
+
+def _all_names() -> list[str]:
+    return list(get_registered_losses())
+
+
+def _definitions(names: Iterable[str]) -> dict[str, JsonSchema]:
+    """Return the kwargs of each loss, and the shape of a spec that may name any of them."""
+    losses = {name: read_loss(name) for name in sorted(set(names))}
+    definitions: dict[str, JsonSchema] = {}
+    for name, loss in losses.items():
+        definitions.update({name: loss.kwargs, **loss.definitions})
+    return {
+        **definitions,
+        SPEC: spec_shape({}),
+        "loss-type": _type(losses),
+        "loss-form": _form(losses),
+        "loss-rules": {"allOf": _rules(losses)},
+    }
+
+
+def _type(losses: Mapping[str, LossSchema]) -> JsonSchema:
+    return {
+        "description": "Registered name of the loss, or package.module:name.",
+        "anyOf": [*(_constant(name, loss) for name, loss in losses.items()), _DOTTED],
+    }
+
+
+def _constant(name: str, loss: LossSchema) -> JsonSchema:
+    return {"const": name, "title": name, "description": loss.kwargs["description"]}
+
+
+def _form(losses: Mapping[str, LossSchema]) -> JsonSchema:
+    """Tell bare names from objects, and objects without a type, which get snippets, from those that have one."""
+    short = [_constant(name, loss) for name, loss in losses.items() if not loss.required]
+    # what cannot stand alone passes here, as a pattern so that it is not suggested: the rules say why it is wrong
+    long = [{"type": "string", "pattern": f"^{name}{_END}"} for name, loss in losses.items() if loss.required]
+    untyped = {**_UNTYPED, "defaultSnippets": [_snippet(name, loss) for name, loss in losses.items()]}
+    return {"anyOf": [*short, _DOTTED, *long, {"type": "object", "required": ["type"]}, untyped]}
+
+
+def _union(losses: Mapping[str, LossSchema]) -> JsonSchema:
+    """Return the kwargs of all losses, for completion before `type` is written."""
+    takers: dict[str, dict[str, JsonSchema]] = {}
+    for name, loss in losses.items():
+        for kwarg, schema in loss.properties.items():
+            takers.setdefault(kwarg, {})[name] = schema
+    return {kwarg: _merged(by_loss) for kwarg, by_loss in takers.items()}
+
+
+def _merged(by_loss: Mapping[str, JsonSchema]) -> JsonSchema:
+    """Return what losses agree on about a kwarg of one name, and whose description is whose where they do not."""
+    first, *others = by_loss.values()
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    shared.pop("default", None)  # else the completion of `kwargs` would insert those of all losses
+    if "description" in shared or not any("description" in schema for schema in by_loss.values()):
+        return shared
+    meanings: dict[str, list[str]] = {}
+    for name, schema in by_loss.items():
+        meanings.setdefault(schema.get("description", ""), []).append(name)
+    text = "\n\n".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items())
+    return {**shared, "description": text}
+
+
+def _snippet(name: str, loss: LossSchema) -> JsonSchema:
+    """Return a spec to start from: every default but null, and a place to fill in for what has none."""
+    defaults = {kwarg: schema.get("default") for kwarg, schema in loss.properties.items()}
+    kwargs: dict[str, Any] = {kwarg: default for kwarg, default in defaults.items() if default is not None}
+    for index, kwarg in enumerate(loss.required, 1):
+        kwargs[kwarg] = [f"${index}"] if loss.properties[kwarg].get("type") == "array" else f"${index}"
+    body = {"type": name, **({"kwargs": kwargs} if kwargs else {})}
+    return {"label": name, "description": loss.kwargs["description"], "body": body}
+
+
+def _rules(losses: Mapping[str, LossSchema]) -> list[JsonSchema]:
+    """Say what follows from each type, and from each bare name."""
+    path = {"pattern": _STRICT_PATH, "patternErrorMessage": "Expected package.module:name."}
+    kwargs = {"type": ["object", "null"], "properties": dict.fromkeys(COUNTS, False)}
+    rules: list[JsonSchema] = [
+        {"if": _UNTYPED, "then": {"properties": {"kwargs": {"properties": _union(losses)}}}},
+        {"if": _LOOSE_PATH, "then": path},
+        _typed(_LOOSE_PATH, {"type": path, "kwargs": kwargs, "inputs": {**_INPUTS, "additionalProperties": _KEY}}),
+    ]
+    for name, loss in losses.items():
+        tensors = {tensor.name: {"description": f"Key of {tensor}.", **_KEY} for tensor in loss.tensors}
+        inputs = {**_INPUTS, "properties": tensors, "additionalProperties": False}
+        rules.append(_typed({"const": name}, {"kwargs": reference(name), "inputs": inputs}))
+        if loss.required:
+            rules[-1]["then"]["required"] = ["kwargs"]
+            message = f"{name} has required kwargs: {', '.join(loss.required)}."
+            rules.append({"if": {"const": name}, "then": {"type": "object", "errorMessage": message}})
+    return rules
+
+
+def _typed(condition: JsonSchema, properties: JsonSchema) -> JsonSchema:
+    condition = {"type": "object", "properties": {"type": condition}, "required": ["type"]}
+    return {"if": condition, "then": {"properties": properties}}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LossConfigError, Problem, config_error, near_miss, shorten
+from .guards import is_list, is_mapping
 
-__all__ = ["LossSpec", "SpecParts", "split_spec"]
+__all__ = ["LossSpec", "SpecParts", "copied", "split_spec"]
 
 SPEC_KEYS = ("type", "kwargs", "inputs")
+
+_CHANGEABLE: tuple[type, ...] = (dict, list, set)
 
 
 class LossSpec(BaseModel):
@@ -54,7 +57,22 @@ class LossSpec(BaseModel):
         problems = check_spec(data)
         if problems:
             raise config_error(problems, loss=None)
-        return split_spec(data).as_fields()
+        return copied(split_spec(data).as_fields())
+
+
+def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Copy containers, however nested; what they hold (a module, a tensor) stays the caller's own."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
+    twin: Any = value
+    if isinstance(value, _CHANGEABLE):
+        twin = seen[id(value)] = copy.copy(value)
+        for place in twin if is_mapping(value) else range(len(value)) if is_list(value) else ():
+            twin[place] = copied(twin[place], seen)
+    elif is_list(value) and type(value) is tuple:
+        twin = seen[id(value)] = tuple(copied(item, seen) for item in value)
+    return twin
 
 
 class SpecParts(NamedTuple):
@@ -75,7 +93,7 @@ def split_spec(data: Any) -> SpecParts:
     """Take a spec apart: a bare name, or a mapping with `type` and perhaps `kwargs` and `inputs` (null is empty)."""
     if isinstance(data, str):
         return SpecParts(data, {}, {}, {}, [])
-    if not isinstance(data, Mapping):
+    if not is_mapping(data):
         got = "null" if data is None else shorten(data)
         message = f"expected the name of a loss or a mapping with the keys type and kwargs, got {got}"
         return SpecParts(None, {}, {}, {}, [Problem("invalid-spec", (), message)])
@@ -116,7 +134,7 @@ def stray_problem(key: str, kwarg_names: list[str]) -> Problem:
 def _mapping(value: Any, key: str, wanted: str, problems: list[Problem]) -> dict[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not is_mapping(value):
         problems.append(Problem("invalid-value", (key,), f"expected {wanted}, got {shorten(value)}"))
         return {}
     for name in value:

@@ -6,15 +6,15 @@ object's own home is checked after it. Nothing of the standard library is ever a
 
 from __future__ import annotations
 
-import functools
 import sys
 from importlib import import_module, util
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from .errors import LossConfigError, Problem, UnknownLossError, UnsafeTargetError, config_error, near_miss, shorten
+from .guards import definition, is_partial
 
-__all__ = ["TRUSTED", "Policy", "Target", "home_problem", "import_target", "parse_target"]
+__all__ = ["TRUSTED", "Policy", "Target", "home_problem", "import_target", "parse_target", "refuse_gadget"]
 
 # Loaders of foreign code that a dotted path could reach although no loss lives there.
 _UNSAFE_HOMES = (
@@ -26,6 +26,7 @@ _UNSAFE_HOMES = (
     "torch._ops",
 )
 _MOST_LAYERS = 20
+_LONGEST = 255  # of a path, in characters: messages quote it
 
 
 class Policy(NamedTuple):
@@ -63,7 +64,7 @@ def parse_target(path: str) -> Target | None:
     if ":" not in path and "." not in path:
         return None
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+    if len(path) > _LONGEST or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise _failure(
             LossConfigError,
             "malformed-target",
@@ -109,21 +110,31 @@ def home_problem(found: Any, target: Target | None, policy: Policy) -> Problem |
     return Problem("target-not-allowed", (), message)
 
 
-def _check_module(target: Target, policy: Policy) -> None:
+def refuse_gadget(target: Target) -> None:
+    """Refuse a path into the standard library, or to a loader of foreign code, by its text alone.
+
+    Raises:
+        UnsafeTargetError: It is one.
+    """
     if _is_stdlib(target.module) or _within(target.module, _UNSAFE_HOMES):
         message = f"'{target}' is not a loss: nothing in {target.module.partition('.')[0]!r} may be called from a spec"
         raise _failure(UnsafeTargetError, "unsafe-target", message)
+
+
+def _check_module(target: Target, policy: Policy) -> None:
+    refuse_gadget(target)
     if policy.allow is None or _within(target.module, policy.allow) or str(target) in policy.allow:
         return
     raise _failure(
         UnsafeTargetError,
         "target-not-allowed",
         f"'{target}' would import and run {target.module}, which is not allowed here; if you trust it, pass "
-        f"--allow {target.module}, allow=['{target.module}'] in Python, or list it in [tool.tensafe] allow of pyproject.toml",
+        f"--allow {target.module}, allow=['{target.module}'] in Python, "
+        "or list it in [tool.tensafe] allow of pyproject.toml",
     )
 
 
-def _import(target: Target) -> Any:
+def _import(target: Target) -> ModuleType:
     try:
         return import_module(target.module)
     except ModuleNotFoundError as error:
@@ -143,7 +154,7 @@ def _raised(target: Target, error: BaseException) -> LossConfigError:
 
 
 def _near_module(missing: str) -> str | None:
-    """Return a module beside the missing one whose name is close; only packages that are imported already are listed."""
+    """Return a module beside the missing one whose name is close; only packages imported already are searched."""
     package, _, name = missing.rpartition(".")
     if package not in sys.modules:
         return None
@@ -158,7 +169,7 @@ def _near_module(missing: str) -> str | None:
 def _innermost(found: Any) -> Any:
     """Unwrap partials, bound methods and decorated functions; an instance stands for its class."""
     for _ in range(_MOST_LAYERS):
-        if isinstance(found, functools.partial):
+        if is_partial(found):
             found = found.func
         elif isinstance(found, MethodType):
             found = found.__func__
@@ -166,7 +177,7 @@ def _innermost(found: Any) -> Any:
             found = found.__wrapped__
         else:
             break
-    return found if hasattr(found, "__qualname__") else type(found)
+    return definition(found)
 
 
 def _home(found: Any) -> str:

@@ -34,7 +34,8 @@ class MSE(ElementLoss, name="mse"):
     Example:
         >>> import torch
         >>> from tensafe.training.losses import resolve_loss
-        >>> resolve_loss("mse")({"predictions": torch.tensor([1.0, 4.0])}, {"targets": torch.tensor([1.0, 2.0])})["loss"]
+        >>> outputs, batch = {"predictions": torch.tensor([1.0, 4.0])}, {"targets": torch.tensor([1.0, 2.0])}
+        >>> resolve_loss("mse")(outputs, batch)["loss"]  # (0 + 4) / 2
         tensor(2.)
 
     References:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from tensafe._lazy import torch
-from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss
+from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss, shorten
 from tensafe.training.losses.explain import make_reader
+from tensafe.training.losses.guards import is_list, is_mapping
 from tensafe.training.losses.loss import Loss
-from tensafe.training.losses.nested import NestedLoss
+from tensafe.training.losses.nested import TERM_SCHEMA, NestedLoss
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.spec import SPEC_KEYS
-from tensafe.training.losses.types import LossReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
     from torch import Tensor
 
+    from tensafe.training.losses.types import LossReturn
+
 _TERM_KEYS = ("weight", "name")
+
+# what _one_number says, for editors; a pattern, since it may bring its message
+_NOT_NONE = {"pattern": "^(?!none$)", "patternErrorMessage": "A term must be one number: not none."}
+_KWARGS = {"properties": {"reduction": {**_NOT_NONE, "doNotSuggest": True}}}
+_ONE_NUMBER: dict[str, Any] = {"allOf": [{"properties": {"kwargs": {**_KWARGS, "doNotSuggest": True}}}]}
 
 
 class WeightedTerm(BaseModel):
     """One term of a weighted sum: in a config, a loss spec with a weight and perhaps a name beside its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={**TERM_SCHEMA, **_ONE_NUMBER}
+    )
 
     loss: NestedLoss
     weight: float = Field(default=1.0, description="What the loss of this term is multiplied by.")
@@ -37,8 +46,8 @@ class WeightedTerm(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "loss" in data:
-            return data if isinstance(data, Mapping) else {"loss": data}
+        if not is_mapping(data) or "loss" in data:
+            return data if is_mapping(data) else {"loss": data}
         own = {key: data[key] for key in _TERM_KEYS if key in data}
         spec = {key: value for key, value in data.items() if key not in own}
         misspelt = [key for key in spec if near_miss(str(key), (*SPEC_KEYS, *_TERM_KEYS)) in _TERM_KEYS]
@@ -82,8 +91,8 @@ class WeightedSum(Loss, name="weighted_sum"):
         outputs: What each term looks its tensors up in; give a term `inputs` where names collide.
         batch: Likewise.
         losses: The terms, at least one. In a config each is a loss spec with its weight:
-            `{type: mse, weight: 0.5, kwargs: {...}, inputs: {...}, name: ...}`. `weight` is finite, default 1; a term of
-            weight 0 is computed for its metrics and adds nothing. `name` defaults to the type (with a number when
+            `{type: mse, weight: 0.5, kwargs: {...}, inputs: {...}, name: ...}`. `weight` is finite, default 1; a term
+            of weight 0 is computed for its metrics and adds nothing. `name` defaults to the type (with a number when
             two terms share it).
         metrics: Whether the result carries, for each term, `<name>/loss`, `<name>/weight` and its own metrics as
             `<name>/<metric>`.
@@ -118,7 +127,7 @@ class WeightedSum(Loss, name="weighted_sum"):
         repeated = [name for name, count in given.items() if count > 1]
         if repeated:
             last = max(index for index, term in enumerate(self.losses) if term.name == repeated[0])
-            message = f"another term has the name {repeated[0]!r} already"
+            message = f"another term has the name {shorten(repeated[0])} already"
             raise config_error([Problem("repeated-name", ("losses", last, "name"), message)], loss=None)
         return self
 
@@ -151,7 +160,7 @@ class WeightedSum(Loss, name="weighted_sum"):
             counts = make_reader(batch)(name)
         if counts is None:
             return [None] * len(self.losses)
-        if not isinstance(counts, list | tuple):
+        if not is_list(counts):
             raise make_error(
                 LossInputError,
                 f"{name} must be a list with one entry per term: they count different things; got one number.",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 __all__ = ["cross_entropy", "shift_left"]
 
@@ -33,6 +31,7 @@ def cross_entropy(
     Raises:
         IndexError: On CPU, a label is outside [0, vocab) and is not `ignore_index`.
     """
+    labels = _as_peer(labels, logits)
     counts = labels != ignore_index
     # 0 * NaN is NaN: the backward pass of log-softmax must not see an ignored row.
     clean = logits.masked_fill(~counts.unsqueeze(-1), 0.0)
@@ -52,3 +51,13 @@ def shift_left(labels: Int[Tensor, "*batch seq"], fill: int) -> Int[Tensor, "*ba
     Shifting the labels rather than the logits leaves the large tensor as it is; the last position gets `fill`.
     """
     return F.pad(labels, (0, 1), value=fill)[..., 1:]
+
+
+def _as_peer(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return labels that may meet the logits in one operation: beside a DTensor, plain ones are whole on every rank."""
+    mesh: Any = getattr(logits, "device_mesh", None)
+    if mesh is None or hasattr(labels, "device_mesh"):
+        return labels
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(labels, mesh, [Replicate()] * mesh.ndim, run_check=False)
