@@ -13,6 +13,7 @@ from .errors import LossConfigError, LossInputError, Problem, config_error, make
 from .explain import check_containers, what_there_is
 from .protocol import COUNTS, read_signature
 from .reduction import Reduction, reduce_elements
+from .registry import is_registered
 from .returns import checked_return
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class TypedLoss(_LossValue):
             num_sequences = counts.get("num_sequences_in_batch", num_sequences)
         if num_items is not None or num_sequences is not None:
             reduction = reduction._replace(num_items=num_items, num_sequences=num_sequences)
-        device = next(tensor.device.type for tensor in tensors if tensor is not None)
+        device = next((tensor.device.type for tensor in tensors if tensor is not None), "cpu")
         if device != "meta" and torch.is_autocast_enabled(device):  # meta tensors have no autocast, and torch raises
             with torch.autocast(device, enabled=False):
                 return self._reduced(outputs, batch, tensors, reduction)
@@ -277,11 +278,13 @@ class ProtocolLoss(ResolvedLoss):
         return ProtocolLoss(self.fn, {**self._bound, **kwargs}, self.name) if kwargs else self
 
     def to_config(self) -> dict[str, Any]:
-        """Return the path that leads to the callable as `type`, and the kwargs that were given.
+        """Return as `type` the registered name or the path that leads to the callable, and the kwargs that were given.
 
         Raises:
-            LossConfigError: No path leads to it: it is local, a lambda or an instance.
+            LossConfigError: It is not registered, and no path leads to it: it is local, a lambda or an instance.
         """
+        if is_registered(self.name, self.fn):
+            return {"type": self.name, "kwargs": dict(self._bound)}
         named = self.fn if hasattr(self.fn, "__qualname__") else None
         if named is None or not named.__qualname__.isidentifier():
             raise make_error(

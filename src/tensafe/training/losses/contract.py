@@ -102,6 +102,8 @@ def read_contract(loss: type[Loss]) -> Contract:
     """
     owner = loss._name or loss.__qualname__
     parameters = list(inspect.signature(loss.compute).parameters.values())[1:]
+    if not parameters:
+        raise make_error(LossConfigError, "compute() takes no tensors.", code="invalid-contract", loss=owner)
     return Contract(tuple(_read_parameter(parameter, loss, owner) for parameter in parameters))
 
 
@@ -110,21 +112,22 @@ def _read_parameter(parameter: inspect.Parameter, loss: type[Loss], owner: str) 
         _refuse(owner, parameter, "collects what it is not told about", "Name each tensor.")
     if parameter.kind is parameter.KEYWORD_ONLY:
         _refuse(owner, parameter, "is keyword-only", "Drop the star: tensors are passed in the order of compute().")
-    if parameter.default not in {parameter.empty, None}:
+    if parameter.default is not parameter.empty and parameter.default is not None:
         _refuse(owner, parameter, "has a default", "A tensor is required, or optional with `| None = None`.")
     if parameter.annotation is parameter.empty:
         _refuse(owner, parameter, "has no annotation", 'Write for instance Float[Tensor, "batch seq"].')
     notes = _Notes()
     _collect(_evaluate(parameter, loss, owner), notes)
-    if notes.tensor is None:
-        _refuse(owner, parameter, "is not annotated as a tensor", 'Write for instance Float[Tensor, "batch seq"].')
+    if len(notes.tensors) != 1 or notes.others:
+        _refuse(owner, parameter, "is not annotated as one tensor", 'Write for instance Float[Tensor, "batch seq"].')
+    tensor = notes.tensors[0]
     optional = parameter.default is None
     if optional is not notes.optional:
         _refuse(owner, parameter, "is half optional", "Write both `| None` and `= None`, or neither.")
-    kind = KINDS.get(notes.tensor.kind)
+    kind = KINDS.get(tensor.kind)
     if kind is None:
-        _refuse(owner, parameter, f"has the unsupported kind {notes.tensor.kind}", f"Supported: {', '.join(KINDS)}.")
-    dims = _parse_dims(notes.tensor.dims, parameter, owner)
+        _refuse(owner, parameter, f"has the unsupported kind {tensor.kind}", f"Supported: {', '.join(KINDS)}.")
+    dims = _parse_dims(tensor.dims, parameter, owner)
     return TensorSpec(parameter.name, kind, dims, optional, tuple(notes.aliases))
 
 
@@ -144,13 +147,17 @@ def _parse_dims(text: str, parameter: inspect.Parameter, owner: str) -> tuple[st
     for token in text.split():
         if token.isdecimal():
             dims.append(int(token))
-        elif token == "..." or token.removeprefix("*").isidentifier():
+        elif token in {"...", "_"} or _is_axis_name(token.removeprefix("*")):
             dims.append(token)
         else:
             _refuse(owner, parameter, f"has the axis {token!r}", "An axis is a name, *name, an integer, _ or '...'.")
     if sum(dim == "..." or str(dim).startswith("*") for dim in dims) > 1:
         _refuse(owner, parameter, "has more than one variadic axis", "At most one of *name and '...' per tensor.")
     return tuple(dims)
+
+
+def _is_axis_name(token: str) -> bool:
+    return token.isidentifier() and not token.startswith("_")  # to jaxtyping such a name is one that is not checked
 
 
 @dataclass(frozen=True)
@@ -227,7 +234,8 @@ def _evaluate(parameter: inspect.Parameter, loss: type[Loss], owner: str) -> Any
     scopes = [getattr(function, "__globals__", {}), getattr(sys.modules.get(loss.__module__), "__dict__", {})]
     names = _Namespace(*(base.__dict__.get("_locals", {}) for base in loss.__mro__), *scopes)
     try:
-        return eval(annotation, {}, names)
+        annotation = eval(annotation, {}, names)
+        return eval(annotation, {}, names) if isinstance(annotation, str) else annotation  # quoted, though postponed
     except NameError as error:
         missing = error.name or ""
         nearest = near_miss(missing, [*KINDS, "Tensor"])
@@ -243,7 +251,8 @@ class _Notes:
     """What one annotation says."""
 
     def __init__(self) -> None:
-        self.tensor: _TensorNote | None = None
+        self.tensors: list[_TensorNote] = []
+        self.others = False
         self.optional = False
         self.aliases: list[str] = []
 
@@ -253,7 +262,7 @@ def _collect(annotation: Any, notes: _Notes) -> None:
     if annotation is None or annotation is type(None):
         notes.optional = True
     elif isinstance(annotation, _TensorNote):
-        notes.tensor = annotation
+        notes.tensors.append(annotation)
     elif origin is Annotated:
         inner, *extras = typing.get_args(annotation)
         notes.aliases.extend(extra.key for extra in extras if isinstance(extra, Alias))
@@ -262,4 +271,6 @@ def _collect(annotation: Any, notes: _Notes) -> None:
         for branch in typing.get_args(annotation):
             _collect(branch, notes)
     elif hasattr(annotation, "dim_str") and hasattr(annotation, "array_type"):  # a real jaxtyping type
-        notes.tensor = _TensorNote(annotation.__name__.partition("[")[0], annotation.dim_str)
+        notes.tensors.append(_TensorNote(annotation.__name__.partition("[")[0], annotation.dim_str))
+    else:
+        notes.others = True

@@ -61,6 +61,7 @@ def read_loss(name: str) -> LossSchema:
 
     Raises:
         UnknownLossError: Nothing has this name.
+        LossConfigError: What has it could not be called as a loss.
     """
     found, bound = _unbound(lookup(name))
     options: Any = {"ref_template": f"#/definitions/{name}.{{model}}", "schema_generator": _Generator}

@@ -132,9 +132,10 @@ def _with_true_owner(problem: Problem, owner: str, losses: Mapping[str, Any]) ->
 
 
 def _refuse_shadowing(cls: type[Loss]) -> None:
-    for name in inspect.get_annotations(cls):
+    for name, annotation in inspect.get_annotations(cls).items():
         inherited = any(name in getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
-        if not name.startswith("_") and hasattr(Loss, name) and not inherited:
+        taken = hasattr(Loss, name) or (name in Loss.__class_vars__ and "ClassVar" not in str(annotation))
+        if not name.startswith("_") and taken and not inherited:
             raise make_error(
                 LossConfigError,
                 f"field {name!r} of {cls.__qualname__} would hide {name!r} of the base class.",

@@ -157,6 +157,11 @@ def names() -> list[str]:
     return sorted({*_entries, *builtin_names(), *(entry_point.name for entry_point in _entry_points())})
 
 
+def is_registered(name: str, fn: object) -> bool:
+    """Whether a name stands for this very object."""
+    return name in _entries and _entries[name] is fn
+
+
 def known_without_plugins() -> set[str]:
     """Return the names that cost no search through the installed packages."""
     return {*_entries, *builtin_names()}

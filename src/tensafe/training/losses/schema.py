@@ -16,8 +16,10 @@ also stand under `loss` in a term (which is for Python), or which letters beyond
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
+from .errors import LossConfigError
 from .kwargs_schema import SPEC, LossSchema, read_loss, reference, spec_shape
 from .protocol import COUNTS
 from .registry import builtin_names, get_registered_losses
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .problems import JsonSchema
 
 __all__ = ["loss_schema", "schema_files", "training_config_schema"]
+
+_logger = logging.getLogger(__name__)
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _END = r"$(?!\n)"  # Python's $ also stands before a last line break
@@ -53,11 +57,12 @@ def loss_schema(name: str, nested: Iterable[str] | None = None) -> JsonSchema:
 
     Raises:
         UnknownLossError: Nothing has this name.
+        LossConfigError: What has it could not be called as a loss.
     """
     loss = read_loss(name)
     definitions = loss.definitions
     if '"#/definitions/loss-' in json.dumps(loss):  # it holds others
-        definitions = _definitions(_all_names() if nested is None else nested)
+        definitions = _definitions(nested)
     schema = {"$schema": _DRAFT, **loss.kwargs, "type": "object"}
     return {**schema, "definitions": definitions} if definitions else schema
 
@@ -66,7 +71,8 @@ def training_config_schema(names: Iterable[str] | None = None) -> JsonSchema:
     """Return the JSON Schema (draft 7) of a training config: its section `loss`; all others are free.
 
     Args:
-        names: The losses that it may name, beside dotted paths; by default all that are registered.
+        names: The losses that it may name, beside dotted paths; by default all that are registered, but for those that
+            would fail to resolve, which are logged.
     """
     return {
         "$schema": _DRAFT,
@@ -75,7 +81,7 @@ def training_config_schema(names: Iterable[str] | None = None) -> JsonSchema:
         "required": ["loss"],
         "properties": {"loss": reference(SPEC)},
         "additionalProperties": True,
-        "definitions": _definitions(_all_names() if names is None else names),
+        "definitions": _definitions(names),
     }
 
 
@@ -91,13 +97,19 @@ def schema_files(names: Iterable[str] | None = None) -> dict[str, str]:
     return {path: json.dumps(schema, indent=2, allow_nan=False) + "\n" for path, schema in schemas.items()}
 
 
-def _all_names() -> list[str]:
-    return list(get_registered_losses())
+def _read_registered() -> dict[str, LossSchema]:
+    losses: dict[str, LossSchema] = {}
+    for name in get_registered_losses():
+        try:
+            losses[name] = read_loss(name)
+        except LossConfigError as error:
+            _logger.warning("loss %r is left out: %s", name, error)
+    return losses
 
 
-def _definitions(names: Iterable[str]) -> dict[str, JsonSchema]:
+def _definitions(names: Iterable[str] | None) -> dict[str, JsonSchema]:
     """Return the kwargs of each loss, and the shape of a spec that may name any of them."""
-    losses = {name: read_loss(name) for name in sorted(set(names))}
+    losses = _read_registered() if names is None else {name: read_loss(name) for name in sorted(set(names))}
     definitions: dict[str, JsonSchema] = {}
     for name, loss in losses.items():
         definitions.update({name: loss.kwargs, **loss.definitions})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss, shorten
@@ -57,6 +57,13 @@ class WeightedTerm(BaseModel):
         # raised from here, so what else is wrong with the term must be looked for here
         problems += check_spec({key: value for key, value in spec.items() if key not in misspelt})
         raise config_error(problems, loss=None)
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _plain_weight(cls, value: Any) -> Any:
+        if hasattr(value, "__float__") and not isinstance(value, int | float):  # a strict float takes tensors
+            raise ValueError(f"expected plain data, got {type(value).__name__}; pass float(x)")
+        return value
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:

@@ -1,0 +1,218 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reference import contrastive, elements, loss_and_gradients, reduced
+from strategies import embeddings
+from tensafe.training.losses import LossConfigError, resolve_loss
+
+Pair = tuple[Tensor, Tensor]
+
+
+def result_of(a: Any, b: Any, **kwargs: Any) -> Any:
+    pairs = {"embeddings_a": torch.as_tensor(a), "embeddings_b": torch.as_tensor(b)}
+    return resolve_loss("contrastive", **kwargs)(pairs, {})
+
+
+def loss_of(a: Any, b: Any, **kwargs: Any) -> Tensor:
+    loss: Tensor = result_of(a, b, **kwargs)["loss"]
+    return loss
+
+
+def pairs(seed: int = 0, rows: int = 4, dtype: torch.dtype = torch.float32) -> Pair:
+    drawn = torch.randn(2, rows, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return drawn[0], drawn[1]
+
+
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kwargs", "expected"),
+    [
+        pytest.param(EYE, EYE, {"temperature": 1.0}, math.log1p(math.exp(-1)), id="partners"),
+        pytest.param(EYE, EYE.flip(0), {"temperature": 1.0}, math.log1p(math.e), id="the other one's partners"),
+        pytest.param(EYE, EYE, {"temperature": 0.5}, math.log1p(math.exp(-2)), id="temperature"),
+        pytest.param(EYE, EYE, {"temperature": 1.0, "margin": 0.25}, math.log1p(math.exp(-0.75)), id="margin"),
+        pytest.param(EYE, EYE, {"temperature": 0.5, "margin": 0.25}, math.log1p(math.exp(-1.5)), id="both"),
+        pytest.param(EYE, EYE, {"temperature": 1.0, "reduction": "sum"}, 2 * math.log1p(math.exp(-1)), id="sum"),
+        pytest.param(3 * EYE, 0.1 * EYE, {"temperature": 1.0}, math.log1p(math.exp(-1)), id="lengths"),
+        pytest.param(EYE, -EYE, {"temperature": 1.0}, math.log1p(math.e), id="opposites"),
+        pytest.param(torch.ones(3, 2), torch.ones(3, 2), {}, math.log(3), id="all alike"),
+        pytest.param(torch.ones(1, 2), -torch.ones(1, 2), {}, 0.0, id="one pair has no negatives"),
+        pytest.param(torch.zeros(2, 2), torch.zeros(2, 2), {}, math.log(2), id="zeros"),
+        pytest.param(torch.ones(0, 2), torch.ones(0, 2), {}, 0.0, id="no pair"),
+    ],
+)
+def test_a_loss_by_hand(a: Tensor, b: Tensor, kwargs: Any, expected: float) -> None:
+    assert loss_of(a, b, **kwargs).item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@given(embeddings(), st.floats(0.05, 5), st.floats(0, 2), st.sampled_from(["sum", "mean"]))
+def test_every_reduction_is_that_of_the_formula(pair: Pair, temperature: float, margin: float, mode: str) -> None:
+    expected = reduced(elements(contrastive(*pair, temperature=temperature, margin=margin)), mode)
+    loss = loss_of(*pair, temperature=temperature, margin=margin, reduction=mode)
+    assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+@given(embeddings(), st.floats(0, 2))
+def test_none_gives_one_value_per_pair(pair: Pair, margin: float) -> None:
+    expected = torch.tensor(contrastive(*pair, margin=margin), dtype=torch.float64)
+    torch.testing.assert_close(loss_of(*pair, margin=margin, reduction="none"), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(embeddings())
+def test_the_sides_are_alike(pair: Pair) -> None:
+    a, b = pair
+    torch.testing.assert_close(loss_of(a, b), loss_of(b, a))
+
+
+@given(embeddings(), st.randoms(use_true_random=False))
+def test_the_order_of_pairs_does_not_matter(pair: Pair, random: Any) -> None:
+    a, b = pair
+    order = list(range(len(a)))
+    random.shuffle(order)
+    torch.testing.assert_close(loss_of(a[order], b[order]), loss_of(a, b))
+    values = loss_of(a, b, reduction="none")
+    torch.testing.assert_close(loss_of(a[order], b[order], reduction="none"), values[order])
+
+
+@given(embeddings(), st.floats(1e-3, 1e3))
+def test_the_length_of_an_embedding_does_not_matter(pair: Pair, scale: float) -> None:
+    a, b = pair
+    torch.testing.assert_close(loss_of(scale * a, b), loss_of(a, b))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_lengths_whose_squares_do_not_fit_lose_nothing(scale: float) -> None:
+    a, b = pairs()
+    expected, reference = loss_and_gradients(resolve_loss("contrastive"), {"embeddings_a": a, "embeddings_b": b})
+    loss, gradients = loss_and_gradients(resolve_loss("contrastive"), {"embeddings_a": scale * a, "embeddings_b": b})
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients["embeddings_b"], reference["embeddings_b"])
+    torch.testing.assert_close(gradients["embeddings_a"] * scale, reference["embeddings_a"])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("sides", [("embeddings_a",), ("embeddings_a", "embeddings_b")], ids=["one side", "both"])
+def test_a_zero_embedding_has_a_bounded_gradient(sides: tuple[str, ...], rows: int) -> None:
+    outputs = dict(zip(("embeddings_a", "embeddings_b"), pairs(rows=rows), strict=True))
+    for side in sides:
+        outputs[side] = outputs[side].clone()
+        outputs[side][0] = 0.0
+    loss, gradients = loss_and_gradients(resolve_loss("contrastive", temperature=0.07), outputs)
+    assert loss.isfinite()
+    assert all(gradient.abs().max() <= 1 / 0.07 for gradient in gradients.values())
+
+
+def test_a_zero_embedding_is_equally_far_from_all() -> None:
+    a, b = pairs()
+    a[1] = 0.0
+    found = loss_of(a, b, reduction="none")[1].item()
+    expected = contrastive(a, b)[1]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@given(embeddings())
+def test_a_high_temperature_tells_nothing_apart(pair: Pair) -> None:
+    assert loss_of(*pair, temperature=1e9).item() == pytest.approx(math.log(len(pair[0])), abs=1e-6)
+
+
+def test_a_low_temperature_looks_at_the_hardest_negative_alone() -> None:
+    a, b = pairs(dtype=torch.float64)
+    unit_a, unit_b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
+    similarity = unit_a @ unit_b.T
+    positive = similarity.diagonal()
+    hardest = [similarity.amax(axis) - positive for axis in (0, 1)]
+    values = loss_of(a, b, temperature=1e-4, reduction="none")
+    torch.testing.assert_close(values * 1e-4, (hardest[0] + hardest[1]) / 2, rtol=0, atol=1e-3)
+    assert loss_of(a, a, temperature=1e-3).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@given(embeddings(), st.floats(0, 1), st.floats(0.01, 1))
+def test_a_margin_makes_it_harder(pair: Pair, margin: float, more: float) -> None:
+    assert (loss_of(*pair, margin=margin + more) >= loss_of(*pair, margin=margin) - 1e-12).all()
+    assert torch.equal(loss_of(*pair, margin=0.0), loss_of(*pair))
+
+
+@given(embeddings())
+def test_positive_similarity_is_the_mean_cosine_of_the_pairs(pair: Pair) -> None:
+    a, b = pair
+    metrics = result_of(a, b, temperature=1.0)["metrics"]
+    cosines = [
+        (u @ v / (u.norm() * v.norm())).item() if u.any() and v.any() else 0.0 for u, v in zip(a, b, strict=True)
+    ]
+    assert list(metrics) == ["positive_similarity"]
+    assert metrics["positive_similarity"].item() == pytest.approx(sum(cosines) / len(cosines), abs=1e-12)
+
+
+def test_one_pair_teaches_nothing() -> None:
+    outputs = dict(zip(("embeddings_a", "embeddings_b"), pairs(rows=1), strict=True))
+    loss, gradients = loss_and_gradients(resolve_loss("contrastive", margin=0.5), outputs)
+    assert loss == 0.0
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_the_samples_of_a_batch_are_coupled() -> None:
+    a, b = pairs()
+    leaf = a.clone().requires_grad_()
+    values = loss_of(leaf, b, reduction="none")
+    (gradient,) = torch.autograd.grad(values[0], leaf)
+    assert (gradient[1:] != 0).any()
+    halves = (loss_of(a[:2], b[:2]) + loss_of(a[2:], b[2:])) / 2
+    assert not torch.isclose(halves, loss_of(a, b), rtol=0.1)
+
+
+def test_both_directions_count() -> None:
+    """A batch in which each a finds its b, but two b's are nearest to the same a."""
+    a = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    b = torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=torch.float64)
+    similarity = a @ b.T
+    forth = similarity.logsumexp(1) - similarity.diagonal()
+    back = similarity.logsumexp(0) - similarity.diagonal()
+    assert not torch.isclose(forth.mean(), back.mean(), rtol=1e-3)
+    torch.testing.assert_close(loss_of(a, b, temperature=1.0), (forth + back).mean() / 2)
+
+
+@given(embeddings())
+def test_moving_a_pair_together_lowers_its_loss(pair: Pair) -> None:
+    a, b = pair
+    assume(len(a) > 1)
+    leaf = a.clone().requires_grad_()
+    loss = loss_of(leaf, b)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assume(gradient.norm() > 1e-3)
+    step = 1e-4 / gradient.norm() * min(1.0, a.abs().max().item())
+    assert loss_of(a - step * gradient, b) < loss
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_passed_on(bad: float) -> None:
+    a, b = pairs()
+    a[1, 2] = bad
+    assert loss_of(a, b).isnan()
+    assert result_of(a, b)["metrics"]["positive_similarity"].isnan()
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"temperature": True},
+        {"temperature": torch.tensor(0.1)},
+        {"margin": -0.1},
+        {"margin": math.inf},
+    ],
+    ids=str,
+)
+def test_a_kwarg_out_of_range_is_refused(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(LossConfigError, match=f"^contrastive: {next(iter(kwargs))}: "):
+        resolve_loss("contrastive", **kwargs)

@@ -1,0 +1,376 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reference import cross_entropy, loss_and_gradients, reduced, token_ce
+from strategies import Tokens, tokens
+from tensafe.training.losses import LossConfigError, LossInputError, ResolvedLoss, resolve_loss
+
+MODES = ("sum", "mean", "sequence_mean", "sequence_sum", "sequence_sum_norm")
+LN3 = math.log(3)
+
+
+def resolve(**kwargs: Any) -> ResolvedLoss:
+    if kwargs.get("reduction") == "sequence_sum_norm":
+        kwargs["max_length"] = 7
+    return resolve_loss("token_ce", **kwargs)
+
+
+def loss_of(logits: Any, labels: Any, **kwargs: Any) -> Tensor:
+    return resolve(**kwargs)({"logits": torch.as_tensor(logits)}, {"labels": torch.as_tensor(labels)})["loss"]
+
+
+# Values worked out by hand
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "kwargs", "expected"),
+    [
+        pytest.param([[0.0, 0.0, 0.0, 0.0]], [2], {}, math.log(4), id="uniform"),
+        pytest.param([[0.0, LN3]], [1], {}, math.log(4 / 3), id="the likely one"),
+        pytest.param([[0.0, LN3]], [0], {}, math.log(4), id="the unlikely one"),
+        pytest.param([[0.0, LN3], [0.0, LN3]], [0, 1], {}, math.log(16 / 3) / 2, id="mean of two"),
+        pytest.param([[0.0, LN3], [0.0, LN3]], [0, 1], {"reduction": "sum"}, math.log(16 / 3), id="sum of two"),
+        pytest.param([[0.0, LN3], [0.0, LN3]], [0, -100], {}, math.log(4), id="one ignored"),
+        pytest.param([[0.0, LN3]], [0], {"label_smoothing": 0.5}, math.log(4) - 0.25 * LN3, id="half smoothed"),
+        pytest.param([[0.0, LN3]], [0], {"label_smoothing": 1.0}, math.log(4) - 0.5 * LN3, id="all smoothed"),
+        pytest.param([[[0.0, LN3], [5.0, 1.0]]], [[9, 0]], {}, math.log(4), id="shifted"),
+        pytest.param([[[0.0, LN3], [5.0, 5.0]]], [[0, 1]], {"shift": False}, math.log(8) / 2, id="aligned"),
+        pytest.param([[0.0]], [0], {}, 0.0, id="one class"),
+        pytest.param([0.0, LN3], 1, {}, math.log(4 / 3), id="one row without an axis"),
+    ],
+)
+def test_a_loss_by_hand(logits: Any, labels: Any, kwargs: Any, expected: float) -> None:
+    logits = torch.tensor(logits, dtype=torch.float64)
+    assert loss_of(logits, labels, **kwargs).item() == pytest.approx(expected, rel=1e-14, abs=1e-15)
+
+
+# Against the formula
+
+
+@given(
+    st.one_of(tokens(rows=1), tokens(rows=2)),
+    st.booleans(),
+    st.sampled_from([0.0, 0.1, 1.0]),
+    st.sampled_from(MODES),
+)
+def test_every_reduction_is_that_of_the_formula(drawn: Tokens, shift: bool, smoothing: float, mode: str) -> None:
+    if drawn.labels.ndim == 1 and mode.startswith("sequence"):
+        mode = "mean"
+    loss = resolve(shift=shift, label_smoothing=smoothing, reduction=mode)(drawn.outputs, drawn.batch)["loss"]
+    rows = token_ce(drawn.logits, drawn.labels, shift=shift, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(reduced(rows, mode, max_length=7), rel=1e-10, abs=1e-12)
+
+
+@given(tokens(), st.booleans(), st.sampled_from([0.0, 0.3]))
+def test_none_gives_one_value_per_label(drawn: Tokens, shift: bool, smoothing: float) -> None:
+    loss = resolve(shift=shift, label_smoothing=smoothing, reduction="none")(drawn.outputs, drawn.batch)["loss"]
+    rows = token_ce(drawn.logits, drawn.labels, shift=shift, label_smoothing=smoothing)
+    expected = torch.tensor([[value for value, _ in row] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(loss, expected.reshape(drawn.labels.shape))
+    total = resolve(shift=shift, label_smoothing=smoothing, reduction="sum")(drawn.outputs, drawn.batch)["loss"]
+    torch.testing.assert_close(loss.sum(), total)
+
+
+@given(tokens(), st.booleans())
+def test_num_tokens_is_what_counts(drawn: Tokens, shift: bool) -> None:
+    metrics = resolve(shift=shift)(drawn.outputs, drawn.batch)["metrics"]
+    counted = sum(weight for row in token_ce(drawn.logits, drawn.labels, shift=shift) for _, weight in row)
+    assert list(metrics) == ["num_tokens"]
+    assert metrics["num_tokens"] == counted
+
+
+@given(tokens(least=1), st.sampled_from([0.0, 0.3]))
+def test_the_gradient_is_probability_minus_target(drawn: Tokens, smoothing: float) -> None:
+    loss_fn = resolve(shift=False, label_smoothing=smoothing, reduction="sum")
+    _, gradients = loss_and_gradients(loss_fn, drawn.outputs, drawn.batch)
+    vocab = drawn.logits.shape[-1]
+    counts = (drawn.labels != -100).unsqueeze(-1)
+    target = (drawn.labels.unsqueeze(-1) == torch.arange(vocab)) * (1 - smoothing) + smoothing / vocab
+    exp = drawn.logits.exp()
+    expected = torch.where(counts, exp / exp.sum(-1, keepdim=True) - target, 0.0)
+    torch.testing.assert_close(gradients["logits"], expected)
+
+
+# The shift
+
+
+def test_position_t_is_scored_against_label_t_plus_1() -> None:
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, -100, 1], [2, 2, 1, 0, 0]])
+    expected = loss_of(logits[:, :-1].reshape(-1, 3), labels[:, 1:].reshape(-1))
+    backwards = loss_of(logits[:, 1:].reshape(-1, 3), labels[:, :-1].reshape(-1))
+    found = loss_of(logits, labels)
+    torch.testing.assert_close(found, expected)
+    assert found != backwards
+    aligned = resolve()(
+        {"logits": logits}, {"shift_labels": torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]}
+    )
+    assert aligned["loss"] == found
+
+
+@pytest.mark.parametrize("junk", [0.0, 1e4, math.inf, -math.inf, math.nan])
+def test_the_last_position_has_nothing_to_predict(junk: float) -> None:
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 1], [2, 2, 1, 0]])
+    spoilt = logits.clone()
+    spoilt[:, -1] = junk
+    loss, gradients = loss_and_gradients(resolve(), {"logits": spoilt}, {"labels": labels})
+    assert loss == loss_of(logits, labels)
+    assert torch.equal(gradients["logits"][:, -1], torch.zeros(2, 3))
+    assert (gradients["logits"][:, :-1] != 0).all()
+
+
+def test_the_first_label_is_never_a_target() -> None:
+    logits = torch.zeros(1, 3, 4)
+    for first in (0, -100, 999):
+        assert loss_of(logits, [[first, 1, 2]]).item() == pytest.approx(math.log(4))
+
+
+def test_rows_without_a_sequence_are_never_shifted() -> None:
+    logits, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), [0, 1, 2, 1]
+    assert loss_of(logits, labels, shift=True) == loss_of(logits, labels, shift=False)
+
+
+def test_more_axes_shift_along_the_last_but_vocab() -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 5, (2, 3, 4), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss_of(logits, labels), loss_of(logits.flatten(0, 1), labels.flatten(0, 1)))
+
+
+def test_shift_labels_win_over_labels_and_are_never_shifted() -> None:
+    logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    wrong, right = torch.tensor([[0, 0, 0]]), torch.tensor([[1, 2, 3]])
+    for shift in (True, False):
+        found = resolve(shift=shift)({"logits": logits}, {"labels": wrong, "shift_labels": right})["loss"]
+        assert found == loss_of(logits, right, shift=False)
+
+
+# What does not count
+
+
+@given(tokens(), st.sampled_from([math.nan, math.inf, -math.inf, 1e30, 0.0]), st.sampled_from([0.0, 0.5]))
+def test_what_is_ignored_may_hold_anything(drawn: Tokens, junk: float, smoothing: float) -> None:
+    ignored = (drawn.labels == -100).unsqueeze(-1)
+    loss_fn = resolve(shift=False, label_smoothing=smoothing)
+    clean, _ = loss_and_gradients(loss_fn, drawn.outputs, drawn.batch)
+    spoilt, gradients = loss_and_gradients(
+        loss_fn, {"logits": torch.where(ignored, junk, drawn.logits)}, {"labels": drawn.labels}
+    )
+    assert torch.equal(spoilt, clean)
+    assert (torch.where(ignored, gradients["logits"], 0.0) == 0).all()
+    assert gradients["logits"].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 1, 4), (2, 3, 4), (0, 4), (3, 4)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_to_learn_is_zero_with_a_zero_gradient(shape: tuple[int, ...], mode: str) -> None:
+    if len(shape) == 2 and mode.startswith("sequence"):
+        shape = (1, *shape)
+    labels = torch.full(shape[:-1], -100)
+    logits = torch.full(shape, math.nan)
+    loss, gradients = loss_and_gradients(resolve(reduction=mode), {"logits": logits}, {"labels": labels})
+    assert loss == 0.0
+    assert torch.equal(gradients["logits"], torch.zeros(shape))
+    assert resolve()({"logits": logits}, {"labels": labels})["metrics"]["num_tokens"] == 0
+
+
+def test_one_token_has_nothing_to_predict() -> None:
+    loss, gradients = loss_and_gradients(
+        resolve(), {"logits": torch.ones(2, 1, 3)}, {"labels": torch.ones(2, 1).long()}
+    )
+    assert loss == 0.0
+    assert torch.equal(gradients["logits"], torch.zeros(2, 1, 3))
+
+
+@given(tokens(), st.integers(1, 3))
+def test_padding_has_no_effect(drawn: Tokens, extra: int) -> None:
+    padded = torch.nn.functional.pad(drawn.logits, (0, 0, 0, extra), value=99.0)
+    labels = torch.nn.functional.pad(drawn.labels, (0, extra), value=-100)
+    for mode in MODES:
+        loss_fn = resolve(reduction=mode)
+        expected = loss_fn(drawn.outputs, drawn.batch)["loss"]
+        torch.testing.assert_close(loss_fn({"logits": padded}, {"labels": labels})["loss"], expected)
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 0, 255, 10**6])
+def test_ignore_index_may_be_any_id(ignore_index: int) -> None:
+    logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = loss_of(logits, [[1, ignore_index, 2]], shift=False, ignore_index=ignore_index)
+    assert found == loss_of(logits, [[1, -100, 2]], shift=False)
+
+
+# Extreme numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_large_logits_give_exact_values_and_finite_gradients(scale: float, dtype: torch.dtype) -> None:
+    logits = torch.tensor([[scale, -scale, 0.0]], dtype=dtype)
+    exact = [cross_entropy(logits[0].tolist(), label, 0.0) for label in range(3)]
+    for label, expected in enumerate(exact):
+        loss, gradients = loss_and_gradients(resolve(), {"logits": logits}, {"labels": torch.tensor([label])})
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        assert gradients["logits"].isfinite().all()
+
+
+@given(tokens(least=1), st.floats(-1000, 1000))
+def test_a_constant_added_to_a_row_has_no_effect(drawn: Tokens, constant: float) -> None:
+    torch.testing.assert_close(
+        loss_of(drawn.logits + constant, drawn.labels), loss_of(drawn.logits, drawn.labels), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_is_not_finite_is_passed_on(bad: float, label: int, smoothing: float) -> None:
+    logits = torch.tensor([[bad, 1.0], [1.0, 2.0]])
+    for mode in ("sum", "mean"):
+        loss = loss_of(logits, [label, 1], label_smoothing=smoothing, reduction=mode)
+        assert not loss.isfinite()
+    values = loss_of(logits, [label, 1], label_smoothing=smoothing, reduction="none")
+    assert values.isfinite().tolist() == [False, True]
+
+
+def test_a_vocabulary_mask_is_fine_without_smoothing() -> None:
+    logits = torch.tensor([[-math.inf, 1.0, 2.0]])
+    loss, gradients = loss_and_gradients(resolve(), {"logits": logits}, {"labels": torch.tensor([1])})
+    assert loss.item() == pytest.approx(math.log(1 + math.e))
+    assert gradients["logits"].isfinite().all()
+    assert gradients["logits"][0, 0] == 0.0
+    assert loss_of(logits, [1], label_smoothing=0.1) == math.inf
+    assert loss_of(logits, [0]) == math.inf
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.bfloat16, 0.1), (torch.float16, 0.1), (torch.float16, 0.0)])
+def test_a_long_sum_in_16_bits_is_not_biased(dtype: torch.dtype, value: float) -> None:
+    rows = 70_000 if value == 0.0 else 4096
+    logits = torch.full((rows, 3), value, dtype=dtype)
+    for mode, expected in (("sum", rows * LN3), ("mean", LN3)):
+        loss = loss_of(logits, torch.zeros(rows, dtype=torch.int64), reduction=mode)
+        assert loss.dtype is torch.float32
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+# Limits and invariances
+
+
+@given(tokens())
+def test_the_ends_of_label_smoothing(drawn: Tokens) -> None:
+    plain = loss_of(drawn.logits, drawn.labels)
+    assert torch.equal(loss_of(drawn.logits, drawn.labels, label_smoothing=0.0), plain)
+    uniform = loss_of(drawn.logits, drawn.labels, label_smoothing=1.0)
+    other = torch.where(drawn.labels == -100, drawn.labels, 0)
+    torch.testing.assert_close(loss_of(drawn.logits, other, label_smoothing=1.0), uniform)
+    half = loss_of(drawn.logits, drawn.labels, label_smoothing=0.5)
+    torch.testing.assert_close(half, (plain + uniform) / 2)
+
+
+@given(tokens(), st.randoms(use_true_random=False))
+def test_the_order_of_sequences_does_not_matter(drawn: Tokens, random: Any) -> None:
+    order = list(range(len(drawn.labels)))
+    random.shuffle(order)
+    for mode in MODES:
+        loss_fn = resolve(reduction=mode)
+        shuffled = loss_fn({"logits": drawn.logits[order]}, {"labels": drawn.labels[order]})["loss"]
+        torch.testing.assert_close(shuffled, loss_fn(drawn.outputs, drawn.batch)["loss"])
+
+
+@given(tokens())
+def test_sequences_do_not_mix(drawn: Tokens) -> None:
+    values = resolve(reduction="none")(drawn.outputs, drawn.batch)["loss"]
+    for index in range(len(drawn.labels)):
+        one = slice(index, index + 1)
+        alone = resolve(reduction="none")({"logits": drawn.logits[one]}, {"labels": drawn.labels[one]})["loss"]
+        torch.testing.assert_close(alone, values[one])
+
+
+# Denominators over accumulation steps
+
+
+@given(tokens(), st.randoms(use_true_random=False), st.booleans())
+def test_micro_batches_add_up_to_the_full_batch(drawn: Tokens, random: Any, in_batch: bool) -> None:
+    full = resolve()(drawn.outputs, drawn.batch)
+    total = full["metrics"]["num_tokens"]
+    size = len(drawn.labels)
+    cuts = sorted(random.choices(range(size + 1), k=2))
+    losses = []
+    for start, stop in zip([0, *cuts], [*cuts, size], strict=True):
+        outputs, batch = {"logits": drawn.logits[start:stop]}, {"labels": drawn.labels[start:stop]}
+        if in_batch:
+            losses.append(resolve()(outputs, {**batch, "num_items_in_batch": total})["loss"])
+        else:
+            losses.append(resolve()(outputs, batch, num_items_in_batch=total)["loss"])
+    torch.testing.assert_close(torch.stack(losses).sum(), full["loss"])
+
+
+def test_the_count_of_a_call_wins_over_that_of_the_batch() -> None:
+    outputs, batch = {"logits": torch.zeros(2, 4)}, {"labels": torch.tensor([0, 1]), "num_items_in_batch": 8}
+    assert resolve()(outputs, batch)["loss"].item() == pytest.approx(2 * math.log(4) / 8)
+    assert resolve()(outputs, batch, num_items_in_batch=4)["loss"].item() == pytest.approx(2 * math.log(4) / 4)
+    assert resolve()(outputs, batch, num_items_in_batch=None)["loss"].item() == pytest.approx(math.log(4))
+
+
+def test_the_sequences_of_other_ranks_count_too() -> None:
+    outputs, batch = {"logits": torch.zeros(2, 3, 4)}, {"labels": torch.tensor([[0, 1, 2], [0, -100, -100]])}
+    for mode, value in (("sequence_mean", 1.0), ("sequence_sum", 2.0), ("sequence_sum_norm", 2 / 7)):
+        loss_fn = resolve(reduction=mode)
+        assert loss_fn(outputs, batch)["loss"].item() == pytest.approx(value * math.log(4))
+        shared = loss_fn(outputs, batch, num_sequences_in_batch=5)["loss"]
+        assert shared.item() == pytest.approx(value * math.log(4) / 5)
+
+
+@pytest.mark.parametrize("mode", ["sum", "none", "sequence_mean"])
+def test_a_count_that_the_reduction_does_not_use_is_refused(mode: str) -> None:
+    loss_fn, outputs = resolve(reduction=mode), {"logits": torch.zeros(1, 2, 4)}
+    batch = {"labels": torch.tensor([[0, 1]])}
+    message = r"^token_ce: num_items_in_batch is the denominator of reduction mean"
+    with pytest.raises(LossConfigError, match=message):
+        loss_fn(outputs, batch, num_items_in_batch=2)
+    with pytest.raises(LossConfigError, match=message):
+        loss_fn(outputs, {**batch, "num_items_in_batch": 2})
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"label_smoothing": -0.1},
+        {"label_smoothing": 1.1},
+        {"label_smoothing": math.nan},
+        {"label_smoothing": True},
+        {"label_smoothing": "0.1"},
+        {"label_smoothing": torch.tensor(0.1)},
+        {"ignore_index": 0.5},
+        {"ignore_index": True},
+        {"shift": 1},
+        {"reduction": "average"},
+        {"max_length": 3},
+        {"max_length": 0, "reduction": "sequence_sum_norm"},
+    ],
+    ids=str,
+)
+def test_a_kwarg_out_of_range_is_refused_at_resolve_and_in_a_call(kwargs: dict[str, Any]) -> None:
+    name = next(iter(kwargs))
+    with pytest.raises(LossConfigError, match=f"^token_ce: {name}: "):
+        resolve_loss("token_ce", **kwargs)
+    with pytest.raises(LossConfigError, match=f"^token_ce: {name}: "):
+        resolve_loss("token_ce")({"logits": torch.zeros(1, 2)}, {"labels": torch.tensor([0])}, **kwargs)
+
+
+def test_sequences_need_an_axis() -> None:
+    with pytest.raises(LossInputError, match=r"^token_ce: reduction sequence_mean .* one axis"):
+        loss_of(torch.zeros(2, 3), [0, 1], reduction="sequence_mean")
+
+
+def test_probabilities_are_no_labels() -> None:
+    with pytest.raises(LossInputError, match=r"'labels' must be int\[\*rows\]; got float32\[2, 3\]"):
+        loss_of(torch.zeros(2, 3), torch.full((2, 3), 1 / 3))

@@ -1,0 +1,631 @@
+"""Every built-in loss in every place that PyTorch lets a function run."""
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from support import run_child
+from tensafe.training.losses import LossConfigError, LossInputError, ResolvedLoss, resolve_loss
+
+Tensors = dict[str, Tensor]
+Batch = tuple[Tensors, Tensors]
+
+
+class Case(NamedTuple):
+    """A loss, and how to make outputs and batch of a size for it."""
+
+    loss: ResolvedLoss
+    make: Callable[[int, torch.Generator], Batch]
+
+    def batch(self, size: int = 3, seed: int = 0) -> Batch:
+        return self.make(size, torch.Generator().manual_seed(seed))
+
+
+def _tokens(size: int, generator: torch.Generator) -> Batch:
+    labels = torch.randint(0, 7, (size, size + 1), generator=generator)
+    labels[:, 0] = -100
+    return {"logits": torch.randn(size, size + 1, 7, generator=generator)}, {"labels": labels}
+
+
+def _scores(size: int, generator: torch.Generator) -> Batch:
+    chosen, rejected = torch.randn(2, size, generator=generator)
+    return {"chosen_scores": chosen, "rejected_scores": rejected}, {}
+
+
+def _embeddings(size: int, generator: torch.Generator) -> Batch:
+    a, b = torch.randn(2, size, size + 2, generator=generator)
+    return {"embeddings_a": a, "embeddings_b": b}, {}
+
+
+def _values(size: int, generator: torch.Generator) -> Batch:
+    predictions, targets = torch.randn(2, size, size + 1, generator=generator)
+    return {"predictions": predictions}, {"targets": targets}
+
+
+def _all(size: int, generator: torch.Generator) -> Batch:
+    makers = (_tokens, _scores, _values)
+    made = [make(size, generator) for make in makers]
+    return {k: v for outputs, _ in made for k, v in outputs.items()}, {k: v for _, b in made for k, v in b.items()}
+
+
+TERMS = [{"type": "token_ce", "weight": 0.5}, "margin_ranking", {"type": "mse", "weight": 2.0}]
+CASES = {
+    "token_ce": Case(resolve_loss("token_ce"), _tokens),
+    "token_ce smoothed": Case(resolve_loss("token_ce", label_smoothing=0.1, reduction="sequence_mean"), _tokens),
+    "margin_ranking": Case(resolve_loss("margin_ranking"), _scores),
+    "contrastive": Case(resolve_loss("contrastive", temperature=0.5, margin=0.1), _embeddings),
+    "mse": Case(resolve_loss("mse"), _values),
+    "weighted_sum": Case(resolve_loss("weighted_sum", losses=TERMS), _all),
+}
+every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "compiled" in request.node.name:
+        torch._dynamo.reset()
+
+
+def run(loss_fn: Callable[..., Any], outputs: Tensors, batch: Any, **overrides: Any) -> tuple[Any, Tensors]:
+    """The result, and the gradient of each output."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in outputs.items()}
+    result = loss_fn(leaves, batch, **overrides)
+    gradients = torch.autograd.grad(result["loss"].sum(), list(leaves.values()))
+    return result, dict(zip(leaves, gradients, strict=True))
+
+
+def assert_same(left: tuple[Any, Tensors], right: tuple[Any, Tensors], **tolerance: Any) -> None:
+    (result, gradients), (expected, reference) = left, right
+    torch.testing.assert_close(result["loss"], expected["loss"], **tolerance)
+    assert list(result["metrics"]) == list(expected["metrics"])
+    for name, metric in result["metrics"].items():
+        torch.testing.assert_close(torch.as_tensor(metric), torch.as_tensor(expected["metrics"][name]), **tolerance)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, reference[name], **tolerance)
+
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+
+# What every result looks like
+
+
+@every_loss
+def test_a_result_is_a_scalar_and_detached_metrics(case: Case) -> None:
+    outputs, batch = case.batch()
+    leaves = {name: tensor.requires_grad_() for name, tensor in outputs.items()}
+    result = case.loss(leaves, batch)
+    assert set(result) == {"loss", "metrics"}
+    assert result["loss"].shape == ()
+    assert result["loss"].requires_grad
+    for metric in result["metrics"].values():
+        assert isinstance(metric, float) or (metric.shape == () and not metric.requires_grad)
+    assert case.loss(leaves, batch, metrics=False)["metrics"] == {}
+    assert case.loss(leaves, batch, metrics=False)["loss"] == result["loss"]
+
+
+@every_loss
+def test_every_output_gets_a_gradient_that_lowers_the_loss(case: Case) -> None:
+    outputs, batch = case.batch(4)
+    result, gradients = run(case.loss, outputs, batch)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+    moved = {name: tensor - 1e-3 * gradients[name] for name, tensor in outputs.items()}
+    assert case.loss(moved, batch)["loss"] < result["loss"]
+
+
+@every_loss
+def test_two_calls_agree_to_the_bit_and_leave_random_numbers_alone(case: Case) -> None:
+    outputs, batch = case.batch(8)
+    state = torch.get_rng_state()
+    first = run(case.loss, outputs, batch)
+    assert_same(run(case.loss, outputs, batch), first, **EXACT)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same(run(case.loss, outputs, batch), first, **EXACT)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_loss
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_that_is_passed_in_is_changed(case: Case, reduction: str) -> None:
+    outputs, batch = case.batch()
+    if case.loss.name == "weighted_sum":
+        loss_fn = case.loss
+    else:
+        loss_fn = resolve_loss(case.loss, reduction=reduction)
+    for tensors in (outputs, batch):
+        tensors.update({f"{name}_copy": tensor.clone() for name, tensor in tensors.items()})
+    versions = {name: tensor._version for tensors in (outputs, batch) for name, tensor in tensors.items()}
+    keys = list(outputs), list(batch)
+    run(loss_fn, outputs, batch)
+    loss_fn(outputs, batch)
+    assert (list(outputs), list(batch)) == keys
+    for tensors in (outputs, batch):
+        for name, tensor in tensors.items():
+            assert tensor._version == versions[name]
+            assert torch.equal(tensor, tensors.get(f"{name}_copy", tensor))
+
+
+@every_loss
+def test_other_keys_make_no_difference(case: Case) -> None:
+    outputs, batch = case.batch()
+    more = {"hidden_states": torch.ones(1), "past": [1, 2], "note": "text"}
+    expected = case.loss(outputs, batch)
+    assert case.loss({**outputs, **more}, {**batch, **more, "past": more["past"]}) == expected  # type: ignore[dict-item]
+    assert case.loss(SimpleNamespace(**outputs), SimpleNamespace(**batch)) == expected
+
+
+# Dtypes
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_inputs_are_computed_in_float32(case: Case, dtype: torch.dtype) -> None:
+    outputs, batch = case.batch(6)
+    rounded, rounded_batch = narrowed(outputs, dtype), narrowed(batch, dtype)
+    result, gradients = run(case.loss, rounded, rounded_batch)
+    exact, reference = run(case.loss, widened(rounded), widened(rounded_batch))
+    assert result["loss"].dtype is torch.float32
+    assert exact["loss"].dtype is torch.float64
+    assert result["loss"].item() == pytest.approx(exact["loss"].item(), rel=1e-5)
+    for name, gradient in gradients.items():
+        assert gradient.dtype is dtype
+        torch.testing.assert_close(gradient.double(), reference[name], rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["token_ce", "margin_ranking", "mse"])
+def test_a_long_sum_in_16_bits_is_not_biased(name: str, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    outputs, batch = case.batch(64)  # 64 * 65 = 4160 tokens or values
+    if name == "margin_ranking":
+        chosen, rejected = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+        outputs = {"chosen_scores": chosen, "rejected_scores": rejected}
+    rounded, rounded_batch = narrowed(outputs, dtype), narrowed(batch, dtype)
+    found = case.loss(rounded, rounded_batch, reduction="sum")["loss"].item()
+    exact = case.loss(widened(rounded), widened(rounded_batch), reduction="sum")["loss"].item()
+    assert found == pytest.approx(exact, rel=1e-5)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_makes_no_difference(case: Case, dtype: torch.dtype) -> None:
+    outputs, batch = case.batch(6)
+    expected = run(case.loss, outputs, batch)
+    with torch.autocast("cpu", dtype=dtype):
+        assert_same(run(case.loss, outputs, batch), expected, **EXACT)
+        assert torch.is_autocast_enabled("cpu")
+
+
+@every_loss
+def test_gradients_are_those_of_finite_differences_twice_over(case: Case) -> None:
+    outputs, batch = case.batch()
+    names, tensors = list(outputs), [tensor.double().requires_grad_() for tensor in outputs.values()]
+    wide = widened(batch)
+
+    def loss(*values: Tensor) -> Tensor:
+        return case.loss(dict(zip(names, values, strict=True)), wide)["loss"]
+
+    assert torch.autograd.gradcheck(loss, tensors, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(loss, tensors)
+
+
+def narrowed(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def widened(tensors: Tensors) -> Tensors:
+    return narrowed(tensors, torch.float64)
+
+
+# Kinds of tensor
+
+
+def _noncontiguous(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+def _reversed_strides(tensor: Tensor) -> Tensor:
+    return tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
+
+
+@every_loss
+@pytest.mark.parametrize("change", [_noncontiguous, _reversed_strides])
+def test_strides_make_no_difference(case: Case, change: Callable[[Tensor], Tensor]) -> None:
+    outputs, batch = case.batch(4)
+    expected = case.loss(outputs, batch)
+    strange = [{name: change(tensor) for name, tensor in tensors.items()} for tensors in (outputs, batch)]
+    result = case.loss(*strange)
+    torch.testing.assert_close(result["loss"], expected["loss"])
+
+
+@every_loss
+def test_expanded_tensors_get_the_gradient_of_all_their_rows(case: Case) -> None:
+    outputs, batch = case.batch()
+    rows = {name: tensor[:1].clone().requires_grad_() for name, tensor in outputs.items()}
+    expanded = {name: row.expand(3, *row.shape[1:]) for name, row in rows.items()}
+    whole = {name: tensor.detach().clone().requires_grad_() for name, tensor in expanded.items()}
+    same = {name: tensor[:1].expand(3, *tensor.shape[1:]) for name, tensor in batch.items()}
+    loss, expected = case.loss(expanded, same)["loss"], case.loss(whole, same)["loss"]
+    torch.testing.assert_close(loss, expected)
+    torch.autograd.backward([loss, expected])
+    for name, row in rows.items():
+        torch.testing.assert_close(row.grad, whole[name].grad.sum(0, keepdim=True))  # type: ignore[union-attr]
+
+
+class Tagged(Tensor):
+    """A subclass that torch carries through every operation."""
+
+
+@every_loss
+@pytest.mark.parametrize("wrap", [torch.nn.Parameter, lambda tensor: tensor.as_subclass(Tagged)], ids=["param", "sub"])
+def test_subclasses_of_tensor_are_tensors(case: Case, wrap: Callable[[Tensor], Tensor]) -> None:
+    outputs, batch = case.batch()
+    wrapped = {name: wrap(tensor.clone()) for name, tensor in outputs.items()}
+    assert case.loss(wrapped, batch)["loss"] == case.loss(outputs, batch)["loss"]
+
+
+DTENSOR = """
+import os
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import loss_parallel
+from tensafe.training.losses import resolve_loss
+
+store = dist.HashStore()
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+loss_fn = resolve_loss("token_ce")
+logits, labels = torch.randn(2, 3, 5), torch.tensor([[0, 1, 2], [3, -100, 4]])
+leaf = logits.clone().requires_grad_()
+expected = loss_fn({"logits": leaf}, {"labels": labels})["loss"]
+expected.backward()
+for placement in (Shard(0), Shard(2), Replicate()):
+    for targets in (labels, distribute_tensor(labels, mesh, [Replicate()])):
+        shards = distribute_tensor(logits, mesh, [placement]).requires_grad_()
+        loss = loss_fn({"logits": shards}, {"labels": targets})["loss"]
+        loss.backward()
+        torch.testing.assert_close(loss.full_tensor(), expected)
+        torch.testing.assert_close(shards.grad.full_tensor(), leaf.grad)
+with loss_parallel():
+    shards = distribute_tensor(logits, mesh, [Shard(2)]).requires_grad_()
+    loss = loss_fn({"logits": shards}, {"labels": labels})["loss"]
+    loss.backward()
+torch.testing.assert_close(loss.full_tensor(), expected)
+assert shards.grad.placements == (Shard(2),)
+torch.testing.assert_close(shards.grad.full_tensor(), leaf.grad)
+dist.destroy_process_group()
+print("done")
+"""
+
+
+def test_sharded_logits_stay_sharded() -> None:
+    assert run_child(DTENSOR) == "done"
+
+
+# Without values: nothing reads a tensor on the host
+
+
+@every_loss
+def test_it_runs_on_the_meta_device(case: Case) -> None:
+    outputs, batch = case.batch()
+    result, gradients = run(
+        case.loss, {k: v.to("meta") for k, v in outputs.items()}, {k: v.to("meta") for k, v in batch.items()}
+    )
+    assert result["loss"].is_meta
+    assert {name: gradient.shape for name, gradient in gradients.items()} == {k: v.shape for k, v in outputs.items()}
+
+
+@every_loss
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_it_runs_on_fake_tensors(case: Case, reduction: str) -> None:
+    outputs, batch = case.batch()
+    loss_fn = case.loss if case.loss.name == "weighted_sum" else resolve_loss(case.loss, reduction=reduction)
+    expected, _ = run(loss_fn, outputs, batch)
+    with FakeTensorMode() as mode:
+        fake = [{name: mode.from_tensor(tensor) for name, tensor in tensors.items()} for tensors in (outputs, batch)]
+        result, gradients = run(loss_fn, *fake)
+    assert result["loss"].shape == expected["loss"].shape
+    assert list(gradients) == list(outputs)
+
+
+def test_it_counts_without_looking() -> None:
+    outputs, batch = CASES["token_ce"].batch()
+    with FakeTensorMode() as mode:
+        fake = [{name: mode.from_tensor(tensor) for name, tensor in tensors.items()} for tensors in (outputs, batch)]
+        count = mode.from_tensor(torch.tensor(7))
+        assert resolve_loss("token_ce")(*fake, num_items_in_batch=count)["loss"].shape == ()
+
+
+# torch.func, torch.export
+
+
+@every_loss
+def test_per_sample_gradients_are_those_of_a_loop(case: Case) -> None:
+    batches = [case.batch(seed=seed) for seed in range(4)]
+    stacked = [
+        {name: torch.stack([each[side][name] for each in batches]) for name in batches[0][side]} for side in (0, 1)
+    ]
+
+    def loss(outputs: Tensors, batch: Tensors) -> Tensor:
+        return case.loss(outputs, batch)["loss"]
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(*stacked)
+    losses = torch.func.vmap(loss)(*stacked)
+    for index, (outputs, batch) in enumerate(batches):
+        result, expected = run(case.loss, outputs, batch)
+        torch.testing.assert_close(losses[index], result["loss"])
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name][index], gradient)
+
+
+class AsModule(torch.nn.Module):
+    def __init__(self, loss_fn: ResolvedLoss) -> None:
+        super().__init__()
+        self.loss_fn = loss_fn
+
+    def forward(self, outputs: Tensors, batch: Tensors) -> Any:
+        return self.loss_fn(outputs, batch)
+
+
+@every_loss
+def test_it_can_be_exported(case: Case) -> None:
+    outputs, batch = case.batch()
+    exported = torch.export.export(AsModule(case.loss), (outputs, batch)).module()
+    again = case.batch(seed=1)
+    torch.testing.assert_close(exported(*again)["loss"], case.loss(*again)["loss"])
+
+
+@every_loss
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_it_evaluates_without_a_graph(case: Case, context: Callable[[], Any]) -> None:
+    outputs, batch = case.batch()
+    leaves = {name: tensor.requires_grad_() for name, tensor in outputs.items()}
+    with context():
+        result = case.loss(leaves, batch)
+    assert not result["loss"].requires_grad
+    assert result["loss"] == case.loss(leaves, batch)["loss"]
+
+
+# torch.compile
+
+
+@every_loss
+def test_compiled_it_is_one_graph_that_agrees_with_eager(case: Case) -> None:
+    outputs, batch = case.batch()
+    compiled = torch.compile(case.loss, fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, outputs, batch), run(case.loss, outputs, batch), **EXACT)
+
+
+@every_loss
+def test_compiled_by_inductor_it_agrees_with_eager(case: Case) -> None:
+    outputs, batch = case.batch(5)
+    compiled = torch.compile(case.loss, fullgraph=True)
+    assert_same(run(compiled, outputs, batch), run(case.loss, outputs, batch))
+
+
+@every_loss
+def test_compiled_16_bit_inputs_give_float32(case: Case) -> None:
+    outputs, batch = (narrowed(tensors, torch.bfloat16) for tensors in case.batch())
+    compiled = torch.compile(case.loss, fullgraph=True, backend="aot_eager")
+    found = run(compiled, outputs, batch)
+    assert found[0]["loss"].dtype is torch.float32
+    assert_same(found, run(case.loss, outputs, batch), **EXACT)
+
+
+@every_loss
+def test_compiled_for_two_sizes_it_serves_them_all(case: Case) -> None:
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(case.loss, fullgraph=True, backend=counter)
+    for size in (3, 4, 6, 9, 13, 20):
+        outputs, batch = case.batch(size)
+        torch.testing.assert_close(compiled(outputs, batch)["loss"], case.loss(outputs, batch)["loss"])
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("kind", [int, float, torch.tensor], ids=["int", "float", "tensor"])
+@pytest.mark.parametrize("where", ["call", "batch"])
+def test_compiled_for_two_counts_it_serves_them_all(kind: Callable[[int], Any], where: str) -> None:
+    loss_fn, (outputs, batch) = CASES["token_ce"].loss, CASES["token_ce"].batch()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(outputs: Tensors, batch: dict[str, Any], count: Any) -> Any:
+        if where == "batch":
+            return loss_fn(outputs, {**batch, "num_items_in_batch": count})
+        return loss_fn(outputs, batch, num_items_in_batch=count)
+
+    for count in (8, 9, 13, 21, 34):
+        expected = loss_fn(outputs, batch, num_items_in_batch=count)["loss"]
+        torch.testing.assert_close(step(outputs, batch, kind(count))["loss"], expected)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "parts"),
+    [
+        (
+            "token_ce",
+            lambda outputs, batch: batch.update(labels=batch["labels"][:, 1:]),
+            ["token_ce: 'labels' must be"],
+        ),
+        ("token_ce", lambda outputs, batch: batch.update(labels=batch["labels"].float()), ["int[*rows]", "x.long()"]),
+        (
+            "token_ce",
+            lambda outputs, batch: outputs.pop("logits"),
+            ["'logits' (float[*rows vocab]) must be in", "labels"],
+        ),
+        ("token_ce", lambda outputs, batch: batch.pop("labels"), ["'labels' or 'shift_labels' must be given"]),
+        ("mse", lambda outputs, batch: batch.update(targets=batch["targets"][:1]), ["*shape=[3, 4] (set by", "[1, 4]"]),
+        ("mse", lambda outputs, batch: batch.update(target=batch.pop("targets")), ["'targets'", "batch has target"]),
+        ("contrastive", lambda outputs, batch: outputs.update(embeddings_b=torch.ones(3, 2)), ["hidden=5", "[3, 2]"]),
+        ("margin_ranking", lambda outputs, batch: batch.update(num_items_in_batch=-1), ["number >= 0", "got -1"]),
+        ("weighted_sum", lambda outputs, batch: outputs.pop("chosen_scores"), ["margin_ranking: 'chosen_scores'"]),
+        ("weighted_sum", lambda outputs, batch: batch.update(num_items_in_batch=8), ["weighted_sum: ", "per term"]),
+    ],
+)
+def test_compiled_it_refuses_at_trace_what_eager_refuses(
+    loss: str, change: Callable[[Any, Any], Any], parts: list[str]
+) -> None:
+    case = CASES[loss]
+    outputs, batch = case.batch()
+    change(outputs, batch)
+    with pytest.raises((LossInputError, LossConfigError)) as eagerly:
+        case.loss(outputs, batch)
+    with pytest.raises(Unsupported) as traced:
+        torch.compile(case.loss, fullgraph=True, backend="eager")(outputs, batch)
+    for part in parts:
+        assert part in str(eagerly.value)
+        assert part in _unescaped(traced.value)
+
+
+def test_compiled_overrides_are_refused_with_what_to_do_instead() -> None:
+    loss_fn, (outputs, batch) = CASES["mse"].loss, CASES["mse"].batch()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(outputs: Tensors, batch: Tensors) -> Any:
+        return loss_fn(outputs, batch, reduction="sum")
+
+    with pytest.raises(Unsupported) as caught:
+        step(outputs, batch)
+    assert "Bind them outside: loss_fn = resolve_loss(loss_fn, reduction=...)" in _unescaped(caught.value)
+
+
+def _unescaped(error: BaseException) -> str:
+    return str(error).replace("\\'", "'")
+
+
+FIRST_CALL = """
+import torch
+from tensafe.training.losses import resolve_loss
+loss_fn = torch.compile(resolve_loss("token_ce"), fullgraph=True, backend="eager")
+try:
+    loss_fn({"logits": torch.zeros(2, 3, 4)}, {"labels": torch.zeros(2, 2, dtype=torch.int64)})
+except torch._dynamo.exc.Unsupported as error:
+    print("was one of them shifted already?" in str(error))
+print(loss_fn({"logits": torch.zeros(2, 3, 4)}, {"labels": torch.zeros(2, 3, dtype=torch.int64)})["loss"].item())
+"""
+
+
+def test_compiled_may_be_the_first_call_of_a_process() -> None:
+    refused, loss = run_child(FIRST_CALL).split()
+    assert refused == "True"
+    assert float(loss) == pytest.approx(1.3862944)
+
+
+# Life of a resolved loss
+
+
+def test_a_pickle_is_read_in_a_fresh_process(tmp_path: Path) -> None:
+    data = [(case.loss, case.batch(), run(case.loss, *case.batch())) for case in CASES.values()]
+    (tmp_path / "losses").write_bytes(pickle.dumps([(loss, batch, result) for loss, batch, (result, _) in data]))
+    code = """
+import pickle, sys
+for loss_fn, (outputs, batch), expected in pickle.load(open(sys.argv[1], "rb")):
+    assert loss_fn(outputs, batch)["loss"] == expected["loss"]
+    print(loss_fn.name)
+"""
+    assert run_child(code, arguments=(str(tmp_path / "losses"),)).split() == [case.loss.name for case in CASES.values()]
+
+
+@every_loss
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_is_equal_and_works(case: Case, again: Callable[[ResolvedLoss], ResolvedLoss]) -> None:
+    copied = again(case.loss)
+    assert copied is not case.loss
+    assert copied == case.loss
+    assert repr(copied) == repr(case.loss)
+    assert copied(*case.batch())["loss"] == case.loss(*case.batch())["loss"]
+
+
+@every_loss
+def test_metrics_do_not_keep_the_graph_alive(case: Case) -> None:
+    outputs, batch = case.batch()
+    leaves = {name: tensor.requires_grad_() for name, tensor in outputs.items()}
+    computed = {name: tensor * 1 for name, tensor in leaves.items()}
+    alive = [weakref.ref(tensor) for tensor in computed.values()]
+    result = case.loss(computed, batch)
+    metrics = result["metrics"]
+    result["loss"].backward()
+    del result, computed
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * len(alive)
+    assert metrics or case.loss.name == "mse"
+
+
+def test_an_override_lasts_for_one_call() -> None:
+    loss_fn = resolve_loss("mse")
+    outputs, batch = CASES["mse"].batch()
+    mean = loss_fn(outputs, batch)["loss"]
+    assert loss_fn(outputs, batch, reduction="sum")["loss"] == pytest.approx(12 * mean.item())
+    assert loss_fn(outputs, batch)["loss"] == mean
+    assert loss_fn.kwargs["reduction"] == "mean"
+
+
+@every_loss
+def test_threads_share_a_loss(case: Case) -> None:
+    outputs, batch = case.batch()
+    expected = {flag: case.loss(outputs, batch, metrics=flag) for flag in (True, False)}
+    barrier = threading.Barrier(8)
+    wrong: list[Any] = []
+
+    def work(index: int) -> None:
+        barrier.wait()
+        for step in range(50):
+            flag = (index + step) % 2 == 0
+            result = case.loss(outputs, batch, metrics=flag) if step % 3 else case.loss(outputs, batch)
+            if result != expected[flag or not step % 3]:
+                wrong.append(result)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.fixture
+def _double_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@every_loss
+@pytest.mark.usefixtures("_double_by_default")
+def test_the_default_dtype_makes_no_difference(case: Case) -> None:
+    outputs, batch = (narrowed(tensors, torch.float32) for tensors in case.batch())
+    result, _ = run(case.loss, outputs, batch)
+    assert result["loss"].dtype is torch.float32
+    floating = [m for m in result["metrics"].values() if isinstance(m, Tensor) and m.is_floating_point()]
+    assert all(metric.dtype is torch.float32 for metric in floating)
+    lists = [{name: tensor.tolist() for name, tensor in tensors.items()} for tensors in (outputs, batch)]
+    assert case.loss(*lists)["loss"].dtype is torch.float32
+
+
+@every_loss
+def test_the_default_device_makes_no_difference(case: Case) -> None:
+    outputs, batch = case.batch()
+    expected = run(case.loss, outputs, batch)
+    with torch.device("meta"):
+        found = run(case.loss, outputs, batch)
+    assert_same(found, expected, **EXACT)
