@@ -205,6 +205,8 @@ def test_schema_can_add_a_users_own_losses(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "cli_gap" in run("schema", "--import", "cli_more_losses").stdout
+    assert run("schema", "--import", "cli_more_losses", "--write", "out").exit_code == 0
+    assert (tmp_path / "out" / "losses" / "cli_gap.json").exists()
     assert run("schema", "--import", "no_such_module").exit_code == 1
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tensafe.config import ConfigError, ConfigProblem, TrainingConfig, check_source, load_config
 from tensafe.training.losses import LossSpec, resolve_loss
+from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.targets import Policy
 
 NOTHING_ALLOWED = Policy(allow=())
@@ -118,6 +119,8 @@ TABLE = {
                       "loss.kwargs.losses.0.weight", "invalid-value", "got inf", None),
     "nested key": ("loss: {type: weighted_sum, kwargs: {losses: [{type: mse, weigth: 1}]}}", 1, 58,
                    "loss.kwargs.losses.0.weigth", "unknown-key", "did you mean weight?", "weight"),
+    "loss in a term": ("loss: {type: weighted_sum, kwargs: {losses: [{loss: mse, weight: 1}]}}", 1, 47,
+                       "loss.kwargs.losses.0.loss", "unknown-key", "stand in the term itself", None),
     "no terms": ("loss: {type: weighted_sum, kwargs: {losses: []}}", 1, 45, "loss.kwargs.losses", "invalid-value",
                  "at least 1 item", None),
     "losses is missing": ("loss: {type: weighted_sum}", 1, 1, "loss.kwargs.losses", "missing-kwarg", "is missing", None),
@@ -138,6 +141,13 @@ def test_each_mistake_has_its_place_and_its_fix(case: tuple[str, int, int, str, 
     assert (problem.line, problem.column, problem.path, problem.code) == (line, column, path, code)
     assert message in problem.message
     assert problem.suggestion == suggestion
+
+
+def test_losses_nested_too_deep_are_refused() -> None:
+    spec: dict[str, Any] = {"type": "mse"}
+    for _ in range(400):
+        spec = {"type": "weighted_sum", "kwargs": {"losses": [spec]}}
+    assert [problem.code for problem in check_spec(spec)] == ["too-deep"]
 
 
 def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
@@ -235,7 +245,8 @@ def test_without_imports_only_the_form_of_a_path_is_checked(stranger: str) -> No
 
 def test_validating_a_registered_loss_imports_neither_torch_nor_other_losses() -> None:
     program = (
-        "import sys; from tensafe.config import check_source; from tensafe.training.losses.targets import Policy\n"
+        "import sys; from tensafe.config import check_source; from tensafe.training.losses.resolve import check_spec
+from tensafe.training.losses.targets import Policy\n"
         "config, problems = check_source(b'loss: token_ce', 'x', Policy(allow=())); assert config and not problems\n"
         "loaded = [name for name in sys.modules if name.split('.')[0] in {'torch', 'numpy', 'jaxtyping'}]\n"
         "assert loaded == [], loaded[:5]\n"

@@ -81,7 +81,9 @@ def test_commands_print_what_is_shown(block: Block) -> None:
     assert result.output.strip() == shown.strip()
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("yaml") if re.search(r"^loss:", b.text, re.MULTILINE)], ids=name_of)
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("yaml") if re.search(r"^loss:", b.text, re.MULTILINE)], ids=name_of
+)
 def test_configs_are_valid(block: Block) -> None:
     config, problems = check_source(block.text.encode(), name_of(block), Policy(imports=False))
     assert problems == []

@@ -298,7 +298,7 @@ def numbers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 STRATEGIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
     "array": lambda schema: st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=3),
     "boolean": lambda schema: st.booleans(),
-    "integer": lambda schema: st.integers(schema["minimum"], schema["maximum"]),
+    "integer": lambda schema: st.integers(schema.get("minimum", schema.get("exclusiveMinimum")), schema["maximum"]),
     "null": lambda schema: st.none(),
     "number": numbers,
     "string": lambda schema: st.text(min_size=schema.get("minLength", 0), max_size=4),

@@ -70,6 +70,7 @@ run_later = functools.partial(os.system, "touch pwned")
 run_nested = functools.partial(functools.partial(os.system), "touch pwned")
 run_wrapped = doubling(os.system)
 run_cached = functools.lru_cache(os.system)
+run_disguised = functools.update_wrapper(lambda *args: os.system("touch pwned"), os.system, assigned=())
 run_bound = types.MethodType(os.system, "touch pwned")
 Popen = subprocess.Popen
 loads = pickle.loads
@@ -332,7 +333,18 @@ def test_a_spec_that_is_only_validated_refuses_the_standard_library_too(path: st
 @pytest.mark.parametrize(
     "name",
     [
-        *["system", "run_later", "run_nested", "run_wrapped", "run_cached", "run_bound", "Popen", "loads", "caller"],
+        *[
+            "system",
+            "run_later",
+            "run_nested",
+            "run_wrapped",
+            "run_cached",
+            "run_disguised",
+            "run_bound",
+            "Popen",
+            "loads",
+            "caller",
+        ],
         *["getter", "joiner", "counter", "evaluate", "exponent", "load", "hub", "functools", "subprocess"],
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tensafe.training.losses.errors import TensafeError
+from tensafe.training.losses.registry import get_registered_losses
 from tensafe.training.losses.schema import loss_schema, schema_files, training_config_schema
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run(name: str | None, write: Path | None, modules: list[str]) -> int:
             return 1
     try:
         if write is not None:
-            return _write(write)
+            return _write(write, list(get_registered_losses()) if modules else None)
         schema = training_config_schema() if name is None else loss_schema(name)
     except TensafeError as error:
         typer.echo(str(error), err=True)
@@ -36,8 +37,8 @@ def run(name: str | None, write: Path | None, modules: list[str]) -> int:
     return 0
 
 
-def _write(folder: Path) -> int:
-    for path, text in schema_files().items():
+def _write(folder: Path, losses: list[str] | None) -> int:
+    for path, text in schema_files(losses).items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")

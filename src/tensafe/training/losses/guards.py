@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["definition", "is_class", "is_list", "is_mapping", "is_partial", "is_sequence", "misread"]
+__all__ = ["definition", "is_class", "is_list", "is_mapping", "is_partial", "is_sequence"]
 
 
 def is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:
@@ -35,21 +35,6 @@ def is_class(value: object) -> TypeIs[type[Any]]:
 def is_partial(value: object) -> TypeIs[partial[Any]]:
     """Whether a value is a `functools.partial`."""
     return isinstance(value, partial)
-
-
-def misread(value: object, validated: object) -> str | None:
-    """Return the type of what pydantic took for a number by its `__float__`, as its strict float does with tensors."""
-    if validated is value:
-        return None
-    if isinstance(validated, int | float):
-        is_number = isinstance(value, int | float) or not hasattr(value, "__float__")
-        return None if is_number else type(value).__name__
-    pairs: list[tuple[object, object]] = []
-    if is_mapping(value) and is_mapping(validated):
-        pairs = [(value[key], item) for key, item in validated.items() if key in value]
-    elif is_list(value) and is_list(validated):
-        pairs = list(zip(value, validated, strict=False))
-    return next((found for pair in pairs if (found := misread(*pair)) is not None), None)
 
 
 def definition(value: object) -> Any:

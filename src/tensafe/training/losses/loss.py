@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import LossConfigError, Problem, config_error, make_error
-from .guards import misread
-from .problems import problems_of
+from .problems import implausible, problems_of
 from .registry import get_registered_losses, register
 from .types import Elements
 
@@ -106,12 +105,9 @@ class Loss(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _plain_data(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError("expected an integer that fits 64 bits")
         validated = validate(value)
-        # A strict float takes whatever has __float__: a tensor kwarg would be read (and synchronised) without a word.
-        if (kind := misread(value, validated)) is not None:
-            raise ValueError(f"expected plain data, got {kind}; pass float(x)")
+        if (problem := implausible(value, validated)) is not None:
+            raise ValueError(problem)
         return validated
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import LossConfigError, Problem, near_miss, shorten
-from .guards import is_mapping, is_sequence
+from .guards import is_list, is_mapping, is_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .errors import Loc
 
-__all__ = ["expectation", "problems_of", "unknown_argument"]
+__all__ = ["expectation", "implausible", "problems_of", "unknown_argument"]
 
 JsonSchema = dict[str, Any]
 
@@ -47,6 +47,24 @@ def problems_of(
 def _lies_under(inner: ErrorDetails, outer: ErrorDetails) -> bool:
     depth = len(outer["loc"])
     return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
+
+
+def implausible(value: object, validated: object) -> str | None:
+    """Say what is wrong with data that pydantic let through; None if nothing is.
+
+    Its strict float takes whatever has `__float__`, tensors too, and its integers have no end.
+    """
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "expected an integer that fits 64 bits"
+    if isinstance(validated, int | float):
+        is_number = isinstance(value, int | float) or not hasattr(value, "__float__")
+        return None if is_number else f"expected plain data, got {type(value).__name__}; pass float(x)"
+    pairs: list[tuple[object, object]] = []
+    if is_mapping(value) and is_mapping(validated):
+        pairs = [(value[key], item) for key, item in validated.items() if key in value]
+    elif is_list(value) and is_list(validated):
+        pairs = list(zip(value, validated, strict=False))
+    return next((found for pair in pairs if (found := implausible(*pair)) is not None), None)
 
 
 def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:

@@ -12,8 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from .errors import LossConfigError, Problem, config_error, make_error, near_miss
-from .guards import misread
-from .problems import JsonSchema, problems_of, unknown_argument
+from .problems import JsonSchema, implausible, problems_of, unknown_argument
 from .spec import copied
 
 if TYPE_CHECKING:
@@ -170,10 +169,8 @@ def _validate(parameter: Parameter, value: Any, owner: str) -> tuple[Any, list[P
             validated = list(validated)  # for Iterable, pydantic gives something that can be read only once
     except ValidationError as error:
         return value, _describe(parameter, value, error, owner)
-    kind = misread(value, validated)
-    if kind is None:
-        return validated, []
-    return value, [Problem("invalid-value", (parameter.name,), f"expected plain data, got {kind}; pass float(x)")]
+    problem = implausible(value, validated)
+    return validated, [] if problem is None else [Problem("invalid-value", (parameter.name,), problem)]
 
 
 def _callers_level() -> int:

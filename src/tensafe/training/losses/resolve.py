@@ -155,8 +155,8 @@ def _adapt(found: Any, kwargs: Mapping[str, Any], inputs: Mapping[str, str], nam
     if isinstance(found, type):
         found = _construct(found, kwargs)
         kwargs = {}
-    if isinstance(found, ResolvedLoss):
-        return found.bind(kwargs)
+    if isinstance(found, TypedLoss):
+        return TypedLoss(found.loss, {**found.inputs, **inputs}).bind(kwargs)
     if isinstance(found, Loss) and not type(found).is_combinator():
         return TypedLoss(found, inputs).bind(kwargs)
     if inputs and found is not _not_imported:  # which may be a typed loss, with tensors to rename
@@ -164,6 +164,8 @@ def _adapt(found: Any, kwargs: Mapping[str, Any], inputs: Mapping[str, str], nam
             [Problem("unused-inputs", ("inputs",), "has no effect: this loss takes outputs and batch as they are")],
             loss=name,
         )
+    if isinstance(found, ResolvedLoss):
+        return found.bind(kwargs)
     if isinstance(found, Loss):
         return CombinedLoss(found).bind(kwargs)
     if not callable(found):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from tensafe._lazy import torch
+from tensafe.training.losses.adapter import ResolvedLoss
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss, shorten
 from tensafe.training.losses.explain import make_reader
 from tensafe.training.losses.guards import is_list, is_mapping
@@ -46,8 +47,13 @@ class WeightedTerm(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, data: Any) -> Any:
-        if not is_mapping(data) or "loss" in data:
-            return data if is_mapping(data) else {"loss": data}
+        if not is_mapping(data):
+            return {"loss": data}
+        if isinstance(data.get("loss"), Loss | ResolvedLoss):  # from Python: the term itself, not its config
+            return data
+        if "loss" in data:
+            message = "unknown key; the keys of a loss stand in the term itself, beside weight and name"
+            raise config_error([Problem("unknown-key", ("loss",), message, on_key=True)], loss=None)
         own = {key: data[key] for key in _TERM_KEYS if key in data}
         spec = {key: value for key, value in data.items() if key not in own}
         misspelt = [key for key in spec if near_miss(str(key), (*SPEC_KEYS, *_TERM_KEYS)) in _TERM_KEYS]
