@@ -151,7 +151,9 @@ def test_losses_nested_too_deep_are_refused() -> None:
 
 
 def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
-    _, problems = read("loss:\n  type: token_ce\n  kwargs:\n    shift: 3\n    beta: 1\n    label_smoothing: 2\n  inptus: {}\n")
+    _, problems = read(
+        "loss:\n  type: token_ce\n  kwargs:\n    shift: 3\n    beta: 1\n    label_smoothing: 2\n  inptus: {}\n"
+    )
     assert [(problem.line, problem.path) for problem in problems] == [
         (4, "loss.kwargs.shift"),
         (5, "loss.kwargs.beta"),
@@ -224,7 +226,8 @@ def test_a_re_exported_gadget_is_refused_though_its_module_is_allowed(stranger: 
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "code"), [("weigth: 1", "unknown-kwarg"), ("weight: true", "invalid-value"), ("weight: x", "invalid-value")]
+    ("kwargs", "code"),
+    [("weigth: 1", "unknown-kwarg"), ("weight: true", "invalid-value"), ("weight: x", "invalid-value")],
 )
 def test_kwargs_of_a_dotted_function_are_checked_by_its_signature(stranger: str, kwargs: str, code: str) -> None:
     problem = only_problem(f"loss: {{type: '{stranger}:mine', kwargs: {{{kwargs}}}}}", Policy(allow=(stranger,)))
@@ -245,8 +248,7 @@ def test_without_imports_only_the_form_of_a_path_is_checked(stranger: str) -> No
 
 def test_validating_a_registered_loss_imports_neither_torch_nor_other_losses() -> None:
     program = (
-        "import sys; from tensafe.config import check_source; from tensafe.training.losses.resolve import check_spec
-from tensafe.training.losses.targets import Policy\n"
+        "import sys; from tensafe.config import check_source; from tensafe.training.losses.targets import Policy\n"
         "config, problems = check_source(b'loss: token_ce', 'x', Policy(allow=())); assert config and not problems\n"
         "loaded = [name for name in sys.modules if name.split('.')[0] in {'torch', 'numpy', 'jaxtyping'}]\n"
         "assert loaded == [], loaded[:5]\n"
