@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,9 @@ from tensafe.config import ConfigError, ConfigProblem, TrainingConfig, check_sou
 from tensafe.training.losses import LossSpec, resolve_loss
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.targets import Policy
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOTHING_ALLOWED = Policy(allow=())
 
@@ -59,10 +61,12 @@ def test_other_sections_are_passed_through() -> None:
 
 
 TABLE = {
-    "unknown kwarg": ("loss:\n  type: token_ce\n  kwargs:\n    label_smothing: 0.1\n", 4, 5, "loss.kwargs.label_smothing",
-                      "unknown-kwarg", "did you mean label_smoothing?", "label_smoothing"),
-    "kwarg of another loss": ("loss:\n  type: mse\n  kwargs:\n    temperature: 0.1\n", 4, 5, "loss.kwargs.temperature",
-                              "unknown-kwarg", "temperature is a kwarg of contrastive", None),
+    "unknown kwarg": ("loss:\n  type: token_ce\n  kwargs:\n    label_smothing: 0.1\n", 4, 5,
+                      "loss.kwargs.label_smothing", "unknown-kwarg", "did you mean label_smoothing?",
+                      "label_smoothing"),
+    "kwarg of another loss": ("loss:\n  type: mse\n  kwargs:\n    temperature: 0.1\n", 4, 5,
+                              "loss.kwargs.temperature", "unknown-kwarg",
+                              "temperature is a kwarg of contrastive", None),
     "out of range": ("loss: {type: token_ce, kwargs: {label_smoothing: -0.1}}", 1, 50, "loss.kwargs.label_smoothing",
                      "invalid-value", "expected a number in [0, 1], got -0.1", None),
     "nan": ("loss: {type: contrastive, kwargs: {temperature: .nan}}", 1, 49, "loss.kwargs.temperature",
@@ -71,7 +75,8 @@ TABLE = {
             "invalid-value", "got inf", None),
     "bool for int": ("loss: {type: token_ce, kwargs: {ignore_index: true}}", 1, 47, "loss.kwargs.ignore_index",
                      "invalid-value", "expected an integer, got True", None),
-    "name with an underscore": ("loss: {type: mse_, kwargs: {}}", 1, 14, "loss.type", "unknown-loss", "did you mean mse?", "mse"),
+    "name with an underscore": ("loss: {type: mse_, kwargs: {}}", 1, 14, "loss.type", "unknown-loss",
+                                "did you mean mse?", "mse"),
     "bool for float": ("loss: {type: contrastive, kwargs: {temperature: true}}", 1, 49, "loss.kwargs.temperature",
                        "invalid-value", "expected a number > 0, got True", None),
     "quoted number": ("loss: {type: token_ce, kwargs: {label_smoothing: '0.1'}}", 1, 50, "loss.kwargs.label_smoothing",
@@ -104,10 +109,12 @@ TABLE = {
     "list for the file": ("- loss\n", 1, 1, "", "invalid-value", "expected a mapping with a loss section", None),
     "type is a number": ("loss: {type: 3}\n", 1, 14, "loss.type", "invalid-value", "got 3", None),
     "kwargs is a list": ("loss: {type: mse, kwargs: [1]}\n", 1, 27, "loss.kwargs", "invalid-value", "got list", None),
-    "unknown tensor": ("loss: {type: mse, inputs: {prediction: x}}\n", 1, 28, "loss.inputs.prediction", "unknown-tensor",
+    "unknown tensor": ("loss: {type: mse, inputs: {prediction: x}}\n", 1, 28, "loss.inputs.prediction",
+                       "unknown-tensor",
                        "did you mean predictions?", "predictions"),
     "max_length is missing": ("loss: {type: token_ce, kwargs: {reduction: sequence_sum_norm}}\n", 1, 24,
-                              "loss.kwargs.max_length", "missing-kwarg", "required by reduction sequence_sum_norm", None),
+                              "loss.kwargs.max_length", "missing-kwarg",
+                              "required by reduction sequence_sum_norm", None),
     "max_length is unused": ("loss: {type: token_ce, kwargs: {max_length: 5}}\n", 1, 33, "loss.kwargs.max_length",
                              "unused-kwarg", "has no effect with reduction mean", None),
     "nested kwarg": ("loss:\n  type: weighted_sum\n  kwargs:\n    losses:\n      - mse\n      - type: margin_ranking\n"
@@ -123,7 +130,8 @@ TABLE = {
                        "loss.kwargs.losses.0.loss", "unknown-key", "stand in the term itself", None),
     "no terms": ("loss: {type: weighted_sum, kwargs: {losses: []}}", 1, 45, "loss.kwargs.losses", "invalid-value",
                  "at least 1 item", None),
-    "losses is missing": ("loss: {type: weighted_sum}", 1, 1, "loss.kwargs.losses", "missing-kwarg", "is missing", None),
+    "losses is missing": ("loss: {type: weighted_sum}", 1, 1, "loss.kwargs.losses", "missing-kwarg",
+                          "is missing", None),
     "merged from an anchor": ("a: &a\n  margn: 1\nloss:\n  type: margin_ranking\n  kwargs:\n    <<: *a\n", 2, 3,
                               "loss.kwargs.margn", "unknown-kwarg", "did you mean margin?", "margin"),
     "dotted path": ("loss: {type: 'a.b:c'}", 1, 14, "loss.type", "target-not-allowed", "--allow a.b", None),
