@@ -190,10 +190,14 @@ def test_using_losses_leaves_global_state_alone() -> None:
         return [*generators, *switches, logging.getLogger().handlers[:], logging.getLogger().level]
 
     tensors = {
-        "logits": torch.zeros(2, 3, 4, requires_grad=True), "labels": torch.zeros(2, 3).long(),
-        "predictions": torch.zeros(2), "targets": torch.ones(2),
-        "embeddings_a": torch.eye(2), "embeddings_b": torch.eye(2),
-        "chosen_scores": torch.zeros(2), "rejected_scores": torch.zeros(2),
+        "logits": torch.zeros(2, 3, 4, requires_grad=True),
+        "labels": torch.zeros(2, 3).long(),
+        "predictions": torch.zeros(2),
+        "targets": torch.ones(2),
+        "embeddings_a": torch.eye(2),
+        "embeddings_b": torch.eye(2),
+        "chosen_scores": torch.zeros(2),
+        "rejected_scores": torch.zeros(2),
     }
     before = state()
     for name in ("token_ce", "mse", "contrastive", "margin_ranking"):

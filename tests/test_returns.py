@@ -180,10 +180,17 @@ def test_a_combinator_is_checked_too() -> None:
         resolve_loss(Wrong())({}, {})
 
 
-@pytest.mark.parametrize("keys", [1000, 1])
-def test_the_message_stays_short(keys: int) -> None:
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param({f"{'x' * 100}\n{key}": 0.5 for key in range(1000)}, id="keys"),
+        pytest.param({"loss": 0.5, "x\n" * 1000: 0.5}, id="stray key"),
+        pytest.param({"loss": 0.5, "metrics": {"x\n" * 1000: "0.5"}}, id="metric"),
+    ],
+)
+def test_the_message_stays_short(result: Any) -> None:
     with pytest.raises(LossReturnError) as caught:
-        returning({f"{'x' * 100}\n{key}": 0.5 for key in range(keys)})
+        returning(result)
     assert len(str(caught.value)) < 700
     assert str(caught.value).isprintable()
 

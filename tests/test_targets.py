@@ -14,6 +14,7 @@ import pytest
 from support import write_modules
 from tensafe.training.losses import (
     LossConfigError,
+    LossInputError,
     LossSpec,
     UnknownLossError,
     UnsafeTargetError,
@@ -557,6 +558,26 @@ def test_hostile_text_stays_short_and_printable(spec: Any) -> None:
     assert len(lines) <= 10
     assert all(line.isprintable() and len(line) < 700 for line in lines), lines
     assert all(problem.message.isprintable() and len(problem.message) < 700 for problem in check_spec(spec))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "batch"),
+    [
+        pytest.param({"targets": HOSTILE + "y"}, {}, id="renamed to"),
+        pytest.param({"targets": f"batch.{HOSTILE}"}, {}, id="renamed with its place"),
+        pytest.param({"targets": HOSTILE}, {HOSTILE: [1.0]}, id="in both"),
+        pytest.param({}, {HOSTILE: 1}, id="key of the batch"),
+        pytest.param({}, {f"{key}\n{'x' * 100}": 1 for key in range(1000)}, id="a thousand keys of the batch"),
+        pytest.param({"targets": "target"}, {"target\n\x1b[2J": 1}, id="near miss"),
+        pytest.param({}, {"targets": [HOSTILE]}, id="text for numbers"),
+    ],
+)
+def test_hostile_text_in_a_call_stays_short_and_printable(inputs: dict[str, str], batch: dict[str, Any]) -> None:
+    loss_fn = resolve_loss({"type": "mse", "inputs": inputs})
+    with pytest.raises(LossInputError) as caught:
+        loss_fn({"predictions": [1.0], HOSTILE: [2.0]}, batch)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.usefixtures("package")

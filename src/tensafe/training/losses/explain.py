@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from tensafe._lazy import torch
 
 from .contract import MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
-from .errors import LossInputError, LossTypeError, make_error, near_miss, shorten
+from .errors import LossInputError, LossTypeError, dotted, make_error, near_miss, shorten
 from .guards import is_list, is_mapping
 
 __all__ = ["check_containers", "explain", "make_reader", "what_there_is"]
@@ -80,8 +80,8 @@ class _Call(NamedTuple):
                 self.fail(
                     tensor,
                     "ambiguous-tensor",
-                    f"{key!r} is in both outputs and batch.",
-                    f"Say which in the spec: inputs: {{{tensor.name}: batch.{key}}}.",
+                    f"{shorten(key)} is in both outputs and batch.",
+                    f"Say which in the spec: inputs: {{{tensor.name}: batch.{dotted((key,))}}}.",
                 )
             if found is not None or other is not None:
                 return found if found is not None else other
@@ -91,7 +91,7 @@ class _Call(NamedTuple):
 
     def _fail_missing(self, tensor: TensorSpec, place: str | None, keys: tuple[str, ...]) -> NoReturn:
         found, hint = what_there_is(tensor, self.contract, self.inputs, self.outputs, self.batch)
-        wanted = " or ".join(repr(key) for key in keys)
+        wanted = " or ".join(shorten(key) for key in keys)
         where = place or "outputs or batch"
         self.fail(tensor, "missing-tensor", f"{wanted} ({tensor}) must be in {where}; {found}.", hint)
 
@@ -114,7 +114,9 @@ def what_there_is(
     # what another tensor is looked up by is not a misspelling of this one
     taken = {*keys, *(key for other in contract.tensors for key in lookup_keys(other, inputs)[1])}
     nearest = near_miss(keys[0], [key for items in offered.values() for key in items if key not in taken])
-    return found, f"If {nearest!r} is meant: inputs: {{{tensor.name}: {nearest}}}." if nearest else None
+    return found, (
+        f"If {shorten(nearest)} is meant: inputs: {{{tensor.name}: {dotted((nearest,))}}}." if nearest else None
+    )
 
 
 def _items_of(source: Any) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _as_metric(name: str, value: Any, owner: str) -> Any:
         return float(value)
     raise make_error(
         LossReturnError,
-        f"metric {name!r} must be a scalar; got {_describe(value)}.",
+        f"metric {shorten(name)} must be a scalar; got {_describe(value)}.",
         code="metric-not-scalar",
         loss=owner,
         loc=("metrics", name),
