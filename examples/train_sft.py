@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -178,7 +178,7 @@ def run(settings: Settings, loss_fn: ResolvedLoss, steps: int) -> Iterator[Recor
     parameters = sum(weight.numel() for weight in model.parameters())
     console.print(f"{parameters:,} parameters; {len(training):,} samples to train on, {len(held_out):,} held out")
     loader = DataLoader(training, size, shuffle=True, collate_fn=collate)
-    batches = (batch for _ in iter(int, 1) for batch in loader)
+    batches = chain.from_iterable(repeat(loader))  # one epoch after another, each in a new order
     optimizer, schedule = make_optimizer(model, settings.optimizer, steps)
 
     yield {"step": 0, **evaluate(model, loss_fn, validation)}

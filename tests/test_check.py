@@ -14,7 +14,7 @@ from torch import Tensor
 from strategies import Broken, batches, broken_batches, contracts
 from tensafe.training.losses import LossInputError, LossTypeError, ResolvedLoss, TensafeError, resolve_loss
 from tensafe.training.losses.check import compile_gather
-from tensafe.training.losses.contract import Contract
+from tensafe.training.losses.contract import Contract, TensorSpec
 from tensafe.training.losses.explain import explain
 
 LOGITS = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.5, -1.0]]])
@@ -114,7 +114,7 @@ def test_sides_do_not_matter() -> None:
         pytest.param({"output": P}, {"labels": Q}, 2.0, id="last alias"),
         pytest.param({"predictions": P, "logits": 9 * P}, {"targets": Q}, 2.0, id="name before alias"),
         pytest.param({"predictions": None, "logits": P}, {"targets": Q}, 2.0, id="None is absent"),
-        pytest.param({"predictions": torch.zeros(1), "logits": P}, {"targets": torch.ones(1)}, 1.0, id="zero is there"),
+        pytest.param({"predictions": 0 * P, "logits": P}, {"targets": Q}, 2.5, id="zeros are there"),
         pytest.param({"predictions": torch.tensor(False).float()}, {"targets": torch.tensor(3.0)}, 9.0, id="falsy"),
         pytest.param({"predictions": P}, {"predictions": P, "targets": Q}, 2.0, id="same object on both sides"),
         pytest.param({"predictions": P, "targets": None}, {"targets": Q}, 2.0, id="None beside a tensor"),
@@ -438,6 +438,46 @@ def test_a_rename_that_leads_nowhere_is_explained_with_the_key_it_wants(loss: st
 
 
 # Any contract
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "fits"),
+    [
+        (("batch", 2), (3, 2), True),
+        (("batch", 2), (3, 3), False),
+        ((2, "batch"), (3, 2), False),
+        (("_", "_"), (0, 5), True),
+        (("_", "_"), (5,), False),
+        (("...",), (), True),
+        (("...", "vocab"), (3, 2, 4), True),
+        (("...", "vocab"), (), False),
+        (("...", "vocab"), (3, 0), False),
+        (("*rows", 2), (3, 3), False),
+        (("batch", "..."), (3, 2, 4), True),
+        (("batch", "*rows", "vocab"), (3, 4), True),
+        (("batch", "*rows", "vocab"), (3,), False),
+        (("hidden", "hidden"), (2, 2), True),
+        (("hidden", "hidden"), (2, 3), False),
+        (("hidden", "*rows", "hidden"), (2, 5, 2), True),
+        (("hidden", "*rows", "hidden"), (2, 5, 3), False),
+        (("batch", "seq"), (0, 0), True),
+        (("group",), (0,), True),
+        (("hidden",), (0,), False),
+        ((), (), True),
+        ((), (1,), False),
+    ],
+)
+@pytest.mark.parametrize("optional", [False, True], ids=["required", "optional"])
+def test_which_shapes_a_contract_lets_through(
+    dims: tuple[str | int, ...], shape: tuple[int, ...], fits: bool, optional: bool
+) -> None:
+    gather = compile_gather("drawn", Contract((TensorSpec("x", "any", dims, optional),)), (), True)
+    tensor = torch.zeros(shape)
+    if fits:
+        assert gather({"x": tensor}, {})[0][0] is tensor
+    else:
+        with pytest.raises(LossInputError, match="'x'"):
+            gather({"x": tensor}, {})
 
 
 @st.composite

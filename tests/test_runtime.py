@@ -559,15 +559,29 @@ def test_a_copy_is_equal_and_works(case: Case, again: Callable[[ResolvedLoss], R
     assert copied(*case.batch())["loss"] == case.loss(*case.batch())["loss"]
 
 
+class Node(torch.autograd.Function):
+    """The identity; its node in the graph is a Python object, which lives as long as the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients
+
+
 @every_loss
-def test_metrics_do_not_keep_the_graph_alive(case: Case) -> None:
+@pytest.mark.parametrize("learn", [True, False], ids=["after backward", "without backward"])
+def test_who_keeps_the_metrics_does_not_keep_the_graph(case: Case, learn: bool) -> None:
     outputs, batch = case.batch()
     leaves = {name: tensor.requires_grad_() for name, tensor in outputs.items()}
-    computed = {name: tensor * 1 for name, tensor in leaves.items()}
-    alive = [weakref.ref(tensor) for tensor in computed.values()]
+    computed: Tensors = {name: Node.apply(tensor) for name, tensor in leaves.items()}  # type: ignore[no-untyped-call]
+    alive = [weakref.ref(thing) for tensor in computed.values() for thing in (tensor, tensor.grad_fn)]
     result = case.loss(computed, batch)
     metrics = result["metrics"]
-    torch.autograd.backward(result["loss"])
+    if learn:
+        torch.autograd.backward(result["loss"])
     del result, computed
     gc.collect()
     assert [ref() for ref in alive] == [None] * len(alive)

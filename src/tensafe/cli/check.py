@@ -72,23 +72,29 @@ def run(file: str, settings: Settings, allow: list[str]) -> int:
 
 
 def _step(loss: ResolvedLoss, settings: Settings) -> Report:
-    from tensafe._memory import MemoryMeter
-
     with _fake() if settings.dry else nullcontext():
         sample = make_sample(loss, SampleSettings(settings.sizes, settings.dtype, settings.device, settings.seed))
-        leaves = sample.leaves()
-        meter = MemoryMeter()
-        meter.ignore([*sample.outputs.made.values(), *sample.batch.made.values()])
-        with meter:
-            started = time.perf_counter()
-            result = loss(sample.outputs, sample.batch)
-            middle = time.perf_counter()
-            if result["loss"].requires_grad:
-                torch.autograd.backward(result["loss"].sum())
-            ended = time.perf_counter()
+        _forward_and_backward(loss, sample)  # the first step pays for imports and for warming up
+        report = _forward_and_backward(loss, sample)
+    return report._replace(forward=None, backward=None) if settings.dry else report
+
+
+def _forward_and_backward(loss: ResolvedLoss, sample: Sample) -> Report:
+    from tensafe._memory import MemoryMeter
+
+    leaves = sample.leaves()
+    for leaf in leaves.values():
+        leaf.grad = None
+    meter = MemoryMeter()
+    meter.ignore([*sample.outputs.made.values(), *sample.batch.made.values()])
+    with meter:
+        started = time.perf_counter()
+        result = loss(sample.outputs, sample.batch)
+        middle = time.perf_counter()
+        if result["loss"].requires_grad:
+            torch.autograd.backward(result["loss"].sum())
+        ended = time.perf_counter()
     gradients = {name: leaf.grad for name, leaf in leaves.items()}
-    if settings.dry:
-        return Report(sample, result, gradients, None, None, meter.peak)
     return Report(sample, result, gradients, middle - started, ended - middle, meter.peak)
 
 
