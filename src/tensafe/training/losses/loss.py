@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LossConfigError, Problem, config_error, make_error
-from .problems import implausible, problems_of
+from .problems import problems_of
 from .registry import get_registered_losses, register
+from .strict import StrictModel
 from .types import Elements
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ElementLoss", "Loss", "TokenLoss"]
 
 
-class Loss(BaseModel):
+class Loss(StrictModel):
     """Base of every typed loss: its fields are the kwargs, its `compute` names the tensors.
 
     A subclass declares fields with `Field(default=..., description=...)` and ranges, and one of
@@ -39,8 +40,6 @@ class Loss(BaseModel):
     Raises:
         LossConfigError: A kwarg is unknown, missing or out of range; every mistake is listed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     compute: ClassVar[Callable[..., Elements]]
     """Unreduced loss of named tensors."""
@@ -101,14 +100,6 @@ class Loss(BaseModel):
         problems = problems_of(error, given=given, owner=owner, fields=cls.model_fields, schema=cls.model_json_schema)
         losses = get_registered_losses() if any(_is_stranger(problem) for problem in problems) else {}
         return config_error([_with_true_owner(problem, owner, losses) for problem in problems], loss=owner)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _plain_data(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
-        validated = validate(value)
-        if (problem := implausible(value, validated)) is not None:
-            raise ValueError(problem)
-        return validated
 
 
 def _is_stranger(problem: Problem) -> bool:

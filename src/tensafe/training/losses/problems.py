@@ -58,7 +58,7 @@ def implausible(value: object, validated: object) -> str | None:
         return "expected an integer that fits 64 bits"
     if isinstance(validated, int | float):
         is_number = isinstance(value, int | float) or not hasattr(value, "__float__")
-        return None if is_number else f"expected plain data, got {type(value).__name__}; pass float(x)"
+        return None if is_number else f"expected plain data, got {type(value).__name__}; pass a plain number"
     pairs: list[tuple[object, object]] = []
     if is_mapping(value) and is_mapping(validated):
         pairs = [(value[key], item) for key, item in validated.items() if key in value]

@@ -32,6 +32,8 @@ _LONGEST = 255  # of a path, in characters: messages quote it
 class Policy(NamedTuple):
     """What running code from a spec may do.
 
+    A policy holds in the context (thread, task) that resolves under it; a thread started meanwhile does not inherit it.
+
     Attributes:
         allow: Modules (with all beneath them) and exact `module:name` targets that may be imported; None when the spec
             comes from Python code, whose author may import anyway.

@@ -1,6 +1,7 @@
-"""What a loss takes and gives back."""
+"""What a loss takes and gives back.
 
-from __future__ import annotations
+Annotations are quoted one by one: under `from __future__ import annotations` a TypedDict forgets what it requires.
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Required, TypedDict, runtime_checkable
@@ -22,8 +23,8 @@ class LossReturn(TypedDict, total=False):
         auxiliary: Anything else worth looking at, detached.
     """
 
-    loss: Required[Tensor]
-    metrics: dict[str, float | Tensor]
+    loss: Required["Tensor"]
+    metrics: "dict[str, float | Tensor]"
     auxiliary: dict[str, Any]
 
 
@@ -60,7 +61,7 @@ class Elements(NamedTuple):
         dot: For a fused loss: `dot(c)` is `(c * values).sum()` without making `values`.
     """
 
-    values: Tensor | Callable[[], Tensor]
-    weights: Tensor | None = None
-    metrics: Mapping[str, Tensor] | None = None
-    dot: Callable[[Tensor], Tensor] | None = None
+    values: "Tensor | Callable[[], Tensor]"
+    weights: "Tensor | None" = None
+    metrics: "Mapping[str, Tensor] | None" = None
+    dot: "Callable[[Tensor], Tensor] | None" = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from tensafe._lazy import torch
 from tensafe.training.losses.adapter import ResolvedLoss
@@ -16,6 +16,7 @@ from tensafe.training.losses.loss import Loss
 from tensafe.training.losses.nested import TERM_SCHEMA, NestedLoss
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.spec import SPEC_KEYS
+from tensafe.training.losses.strict import StrictModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,12 +34,10 @@ _KWARGS = {"properties": {"reduction": {**_NOT_NONE, "doNotSuggest": True}}}
 _ONE_NUMBER: dict[str, Any] = {"allOf": [{"properties": {"kwargs": {**_KWARGS, "doNotSuggest": True}}}]}
 
 
-class WeightedTerm(BaseModel):
+class WeightedTerm(StrictModel):
     """One term of a weighted sum: in a config, a loss spec with a weight and perhaps a name beside its keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={**TERM_SCHEMA, **_ONE_NUMBER}
-    )
+    model_config = ConfigDict(json_schema_extra={**TERM_SCHEMA, **_ONE_NUMBER})
 
     loss: NestedLoss
     weight: float = Field(default=1.0, description="What the loss of this term is multiplied by.")
@@ -63,13 +62,6 @@ class WeightedTerm(BaseModel):
         # raised from here, so what else is wrong with the term must be looked for here
         problems += check_spec({key: value for key, value in spec.items() if key not in misspelt})
         raise config_error(problems, loss=None)
-
-    @field_validator("weight", mode="before")
-    @classmethod
-    def _plain_weight(cls, value: Any) -> Any:
-        if hasattr(value, "__float__") and not isinstance(value, int | float):  # a strict float takes tensors
-            raise ValueError(f"expected plain data, got {type(value).__name__}; pass float(x)")
-        return value
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
