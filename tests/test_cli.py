@@ -73,6 +73,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    return weight * (outputs['predictions'] - batch['targets']).square().mean()\n"
         "def broken(outputs, batch):\n    return outputs['predictions'].frobnicate()\n"
         "def unknown(outputs, batch):\n    return outputs['surprise'].mean()\n"
+        "def infinite(outputs, batch):\n    return (outputs['predictions'] * float('inf')).sum()\n"
         "def stuck(outputs, batch):\n    return outputs['predictions'].detach().mean()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -156,6 +157,28 @@ def test_check_names_the_place_of_a_failure(stranger: Path, name: str, parts: li
     result = run("check", str(stranger), "--allow", "cli_losses")
     assert result.exit_code == (0 if name == "stuck" else 1)
     assert all(part in result.stdout for part in parts), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--size", "grup=4"], "no tensor of token_ce has this axis; there are batch, seq, vocab"),
+        (["--size", "grup"], "expected AXIS=N"),
+        (["--device", "cuda/foo"], "--device cuda/foo"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_check_refuses_options_that_would_do_nothing(arguments: list[str], part: str) -> None:
+    result = run("check", "valid.yaml", "--seq", "8", "--vocab", "50", *arguments)
+    assert result.exit_code == 2
+    assert part in result.stderr
+
+
+def test_check_fails_on_what_is_not_finite(stranger: Path) -> None:
+    stranger.write_text("loss: 'cli_losses:infinite'")
+    result = run("check", str(stranger), "--allow", "cli_losses")
+    assert result.exit_code == 1
+    assert "not finite: the loss, the gradient of predictions" in result.stdout
 
 
 def test_check_reports_an_invalid_config_like_validate() -> None:

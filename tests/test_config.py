@@ -242,6 +242,12 @@ def test_kwargs_of_a_dotted_function_are_checked_by_its_signature(stranger: str,
     assert problem.code == code
 
 
+def test_one_module_may_be_allowed_as_a_string(stranger: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"loss: '{stranger}:mine'")
+    assert load_config(file, allow=stranger).loss.type == f"{stranger}:mine"
+
+
 def test_a_class_is_not_constructed(stranger: str) -> None:
     assert only_problem(f"loss: '{stranger}:Thing'", Policy(allow=(stranger,))).code == "not-a-loss"
 

@@ -376,6 +376,8 @@ def test_a_callable_that_names_a_denominator_receives_it() -> None:
     loss_fn = resolve_loss(counting)
     assert loss_fn({}, {}, num_items_in_batch=3)["auxiliary"] == {"items": 3}
     assert loss_fn({}, {})["auxiliary"] == {"items": None}
+    assert loss_fn({}, {"num_items_in_batch": 4})["auxiliary"] == {"items": 4}
+    assert loss_fn({}, {"num_items_in_batch": 4}, num_items_in_batch=3)["auxiliary"] == {"items": 3}
     assert "num_items_in_batch" not in loss_fn.kwargs
 
 
@@ -389,6 +391,13 @@ def test_a_callable_that_does_not_name_a_denominator_refuses_it(fn: Any) -> None
         assert caught.value.loc == (name,)
         assert f"{name}=None" in (caught.value.hint or "")
         resolve_loss(fn)(OUTPUTS, BATCH, **{name: None})
+
+
+def test_a_default_reduction_of_none_may_return_axes() -> None:
+    def unreduced(outputs: Any, batch: Any, reduction: str = "none") -> Any:
+        return outputs["x"]
+
+    assert resolve_loss(unreduced)({"x": torch.ones(3)}, {})["loss"].shape == (3,)
 
 
 def test_a_denominator_in_the_batch_is_left_to_the_callable() -> None:

@@ -1,16 +1,25 @@
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Float
 from torch import Tensor
 
 from reference import Rows, reduced
 from strategies import tensors
-from tensafe.training.losses import Elements, LossConfigError, LossInputError, LossReturnError, TensafeError
+from tensafe.training.losses import (
+    Elements,
+    Loss,
+    LossConfigError,
+    LossInputError,
+    LossReturnError,
+    TensafeError,
+    resolve_loss,
+)
 from tensafe.training.losses.reduction import Reduction, coefficients, reduce_elements
 
 VALUES = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0], [64.0, 128.0, 256.0]], dtype=torch.float64)
@@ -290,6 +299,10 @@ def test_metrics_are_averaged_with_the_same_weights() -> None:
             assert found["max"].item() == 256.0
 
 
+def test_a_metric_that_is_a_number_is_passed_on() -> None:
+    assert reduce(Elements(VALUES, COUNTS, metrics={"half": 0.5, "two": 2}))["metrics"] == {"half": 0.5, "two": 2}
+
+
 def test_metrics_are_detached_scalars_and_may_be_left_out() -> None:
     leaf = VALUES.clone().requires_grad_()
     elements = Elements(leaf * 2, COUNTS, {"mean": leaf, "sum": leaf.sum(), "count": COUNTS.sum()})
@@ -328,7 +341,15 @@ def test_the_loss_has_the_dtype_of_the_values(mode: str, weights: Tensor | None,
         pytest.param({"loss": VALUES}, ["must return Elements", "got dict"], id="a dict"),
         pytest.param(None, ["must return Elements", "got NoneType"], id="nothing"),
         pytest.param((VALUES, None), ["must return Elements", "got tuple"], id="a tuple"),
-        pytest.param(Elements(VALUES, COUNTS[0]), ["weights must be shaped", "[3, 3]", "got [3]"], id="weights"),
+        pytest.param(
+            Elements(VALUES, COUNTS[0]), ["weights must be a tensor shaped", "[3, 3]", "got [3]"], id="weights"
+        ),
+        pytest.param(Elements(VALUES, [1, 0, 1]), ["weights must be a tensor", "got list"], id="a list of weights"),  # type: ignore[arg-type]
+        pytest.param(Elements(VALUES.long()), ["floating-point tensor", "got int64"], id="integer values"),
+        pytest.param(Elements(VALUES.to(torch.complex64)), ["floating-point", "got complex64"], id="complex values"),
+        pytest.param(Elements(1.0), ["floating-point tensor", "got float"], id="a number for values"),  # type: ignore[arg-type]
+        pytest.param(Elements(VALUES, metrics=[1]), ["metrics must be a dict", "got list"], id="a list of metrics"),  # type: ignore[arg-type]
+        pytest.param(Elements(VALUES, metrics={"m": None}), ["metrics['m']", "got NoneType"], id="a metric of None"),  # type: ignore[dict-item]
         pytest.param(Elements(VALUES, metrics={"m": VALUES[0]}), ["metrics['m']", "got [3]"], id="metrics"),
         pytest.param(Elements(lambda: VALUES, dot=lambda c: c.sum()), ["dot must have weights"], id="fused"),
     ],
@@ -337,6 +358,18 @@ def test_what_is_no_elements_is_refused(elements: Any, parts: list[str]) -> None
     with pytest.raises(LossReturnError, match=r"^test: ") as caught:
         reduce(elements)
     assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_reduction_of_ones_own_is_refused_before_any_tensor() -> None:
+    class BatchMean(Loss):
+        reduction: Literal["batchmean"] = "batchmean"
+        max_length: int = 512
+
+        def compute(self, predictions: Float[Tensor, "batch seq"]) -> Elements:
+            return Elements(predictions)
+
+    with pytest.raises(LossConfigError, match="'batchmean' is no reduction; there are mean, none, sequence_mean"):
+        resolve_loss(BatchMean)
 
 
 @pytest.mark.parametrize("mode", BY_SEQUENCE)

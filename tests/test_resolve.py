@@ -532,3 +532,13 @@ def test_resolved_losses_are_unpickled_by_a_fresh_process(tmp_path: Path, monkey
     use = "import pickle, pathlib, sys; losses = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())"
     use += "; import pickled; print(pickled.values(losses))"
     assert run_child(use, tmp_path, arguments=(str(tmp_path / "losses.pickle"),)) == str(expected)
+
+
+def test_equal_losses_have_equal_hashes() -> None:
+    losses = [resolve_loss("mse"), resolve_loss("mse"), resolve_loss("mse", reduction="sum")]
+    assert len(set(losses)) == 2
+
+
+def test_renames_given_as_a_kwarg_are_told_their_place() -> None:
+    with pytest.raises(LossConfigError, match="renames of tensors stand beside it"):
+        resolve_loss("mse", inputs={"targets": "y"})

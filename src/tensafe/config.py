@@ -106,7 +106,8 @@ def load_config(path: str | Path, *, allow: Iterable[str] = ()) -> TrainingConfi
         ConfigError: The file has mistakes; all of them are listed, with line and column.
         OSError: The file cannot be read.
     """
-    config, problems = check_source(Path(path).read_bytes(), str(path), Policy(allow=tuple(allow)))
+    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
+    config, problems = check_source(Path(path).read_bytes(), str(path), Policy(allow=allowed))
     if config is None:
         raise _config_error(problems)
     return config

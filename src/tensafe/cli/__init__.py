@@ -98,14 +98,15 @@ def check(
     dtype: Annotated[DType, typer.Option(help="Of the floating-point tensors.")] = DType.float32,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
     dry: Annotated[bool, typer.Option("--dry", help="Run on fake tensors: any size, no memory, no values.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the random batch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random batch.")] = 0,
     allow: Allow = None,
 ) -> None:
     """Validate a config, then run its loss forward and backward on a batch made from its tensor contract."""
     from .check import Settings, run
 
-    sizes = {"batch": batch, "seq": seq, "vocab": vocab, "hidden": hidden, **_sizes(size or [])}
-    raise typer.Exit(run(file, Settings(sizes, dtype.value, device, dry, seed), allow or []))
+    named = _sizes(size or [])
+    sizes = {"batch": batch, "seq": seq, "vocab": vocab, "hidden": hidden, **named}
+    raise typer.Exit(run(file, Settings(sizes, frozenset(named), dtype.value, device, dry, seed), allow or []))
 
 
 @app.command("list")

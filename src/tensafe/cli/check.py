@@ -25,9 +25,10 @@ __all__ = ["Settings", "run"]
 
 
 class Settings(NamedTuple):
-    """What the command line asks for."""
+    """What the command line asks for; `named` are the axes that it gives a size by name."""
 
     sizes: dict[str, int]
+    named: frozenset[str]
     dtype: str
     device: str
     dry: bool
@@ -60,6 +61,11 @@ def run(file: str, settings: Settings, allow: list[str]) -> int:
     with resolving_under(rules):
         loss = resolve_loss(config.loss)
     try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        typer.echo(f"tensafe: --device {settings.device}: {str(error).partition(chr(10))[0]}", err=True)
+        return 2
+    try:
         report = _step(loss, settings)
     except TensafeError as error:
         typer.echo(f"{name}: the loss does not run: {error}")
@@ -67,8 +73,25 @@ def run(file: str, settings: Settings, allow: list[str]) -> int:
     except Exception as error:  # a stranger's loss may raise anything
         typer.echo(f"{name}: {loss.name} raised {type(error).__name__}: {error}\n  {_place(error)}")
         return 1
+    unused = settings.named - report.sample.axes
+    if unused:
+        axes = ", ".join(sorted(report.sample.axes))
+        typer.echo(f"tensafe: --size {min(unused)}: no tensor of {loss.name} has this axis; there are {axes}", err=True)
+        return 2
     _print(name, loss, settings, report)
-    return 0
+    return _verdict(report, settings)
+
+
+def _verdict(report: Report, settings: Settings) -> int:
+    """Print what a training run would stumble over, or ok; return the exit code."""
+    without = [tensor for tensor, gradient in report.gradients.items() if gradient is None]
+    if without:
+        typer.echo(f"warning: no gradient reaches {', '.join(without)}")
+    shown = {"the loss": report.result["loss"]}
+    shown.update({f"the gradient of {name}": grad for name, grad in report.gradients.items() if grad is not None})
+    wild = [] if settings.dry else [name for name, tensor in shown.items() if not tensor.isfinite().all()]
+    typer.echo(f"not finite: {', '.join(wild)}" if wild else "ok")
+    return 1 if wild else 0
 
 
 def _step(loss: ResolvedLoss, settings: Settings) -> Report:
@@ -125,10 +148,6 @@ def _print(name: str, loss: ResolvedLoss, settings: Settings, report: Report) ->
     console.print(f"{name}: {loss.name}{' (dry run on fake tensors)' if settings.dry else ''}")
     console.print(_tensor_table(report))
     console.print(_result_table(report))
-    without = [tensor for tensor, gradient in report.gradients.items() if gradient is None]
-    if without:
-        console.print(f"warning: no gradient reaches {', '.join(without)}")
-    console.print("ok")
 
 
 def _tensor_table(report: Report) -> Table:

@@ -9,10 +9,10 @@ from tensafe._lazy import torch
 
 from .check import compile_gather
 from .contract import Contract, read_contract
-from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss
-from .explain import check_containers, what_there_is
+from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss, shorten
+from .explain import check_containers, make_reader, what_there_is
 from .protocol import COUNTS, read_signature
-from .reduction import Reduction, reduce_elements
+from .reduction import MODES, Reduction, reduce_elements
 from .registry import is_registered
 from .returns import checked_return
 
@@ -46,7 +46,8 @@ class ResolvedLoss(ABC):
             batch: What it was trained on, likewise.
             **overrides: Kwargs for this call only, validated like any others; in eager mode. And the denominators of
                 a loss that is summed over accumulation steps and ranks, `num_items_in_batch` (of reduction `mean`) and
-                `num_sequences_in_batch` (of the `sequence_*` ones): a number >= 0, a 0-d tensor, or None.
+                `num_sequences_in_batch` (of the `sequence_*` ones): a number >= 0, a 0-d tensor (whose value is not
+                looked at), or None. Both may also stand in the batch.
 
         Returns:
             `loss`, `metrics` and perhaps `auxiliary`; see `LossReturn`.
@@ -112,6 +113,9 @@ class ResolvedLoss(ABC):
             return NotImplemented
         return type(other) is type(self) and other._state() == self._state()
 
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
 
@@ -157,9 +161,11 @@ class TypedLoss(_LossValue):
         self.contract: Contract = read_contract(type(loss))
         _check_inputs(self.name, self.contract, self.inputs)
         self._gather = compile_gather(self.name, self.contract, tuple(self.inputs.items()), type(loss)._upcast)
-        fields = type(loss).model_fields
-        mode = getattr(loss, "reduction", "mean")
-        self._reduction = Reduction(mode, getattr(loss, "max_length", None) if "max_length" in fields else None)
+        mode = self.kwargs.get("reduction", "mean")
+        if mode not in MODES:
+            message = f"{shorten(mode)} is no reduction; there are {', '.join(sorted(MODES))}"
+            raise config_error([Problem("invalid-value", ("reduction",), message)], loss=self.name)
+        self._reduction = Reduction(mode, self.kwargs["max_length"] if mode == "sequence_sum_norm" else None)
 
     def bind(self, kwargs: Mapping[str, Any]) -> TypedLoss:
         """Return the same loss with some kwargs replaced, and the same renames."""
@@ -265,6 +271,7 @@ class ProtocolLoss(ResolvedLoss):
         self.__doc__ = fn.__doc__
         self._signature = read_signature(fn, self.name)
         self._bound = self._signature.bind(bound or {})
+        self._unreduced = self.kwargs.get("reduction") == "none"
         self._memo: dict[Any, ResolvedLoss] = {}
 
     @property
@@ -301,9 +308,11 @@ class ProtocolLoss(ResolvedLoss):
 
     def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
         _check_counts(self.name, self._signature.counts, counts)
-        declared = {name: count for name, count in counts.items() if name in self._signature.counts}
-        result = self.fn(outputs, batch, **self._bound, **declared)
-        return checked_return(result, self.name, unreduced=self._bound.get("reduction") == "none")
+        from_batch = make_reader(batch)
+        declared = {name: counts[name] if name in counts else from_batch(name) for name in self._signature.counts}
+        given = {name: count for name, count in declared.items() if count is not None or name in counts}
+        result = self.fn(outputs, batch, **self._bound, **given)
+        return checked_return(result, self.name, unreduced=self._unreduced)
 
 
 def _check_counts(owner: str, declared: frozenset[str], counts: Mapping[str, Any]) -> None:

@@ -71,7 +71,9 @@ def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:
     """Describe an argument that does not exist."""
     known = list(known)
     nearest = near_miss(name, known)
-    if nearest is not None:
+    if name == "inputs":
+        cure = "; renames of tensors stand beside it: {'type': ..., 'kwargs': {...}, 'inputs': {...}}"
+    elif nearest is not None:
         cure = f"; did you mean {nearest}?"
     elif known:
         cure = f"; it takes {', '.join(known)}"

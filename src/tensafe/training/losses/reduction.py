@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from tensafe._lazy import torch
 
 from .errors import LossConfigError, LossInputError, LossReturnError, make_error, shorten
+from .guards import is_mapping
 from .types import Elements, LossReturn
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Reduction", "coefficients", "reduce_elements"]
+__all__ = ["MODES", "Reduction", "coefficients", "reduce_elements"]
 
 _BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
+MODES = frozenset({"none", "sum", "mean"}) | _BY_SEQUENCE
 
 
 class Reduction(NamedTuple):
@@ -69,7 +71,7 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
     values = elements.values() if callable(elements.values) and elements.dot is None else elements.values
     weights = elements.weights
     if not callable(values):
-        _check_shapes(owner, values, weights, elements.metrics)
+        _check_elements(owner, values, weights, elements.metrics)
     if reduction.mode == "none":
         loss = _unreduced(values() if callable(values) else values, weights)
     elif weights is None and reduction.mode == "mean" and reduction.num_items is None and not callable(values):
@@ -138,14 +140,14 @@ def _unreduced(values: Tensor, weights: Tensor | None) -> Tensor:
     return kept if weights.dtype is torch.bool else kept * weights
 
 
-def _average(metrics: Mapping[str, Tensor], weights: Tensor | None) -> dict[str, float | Tensor]:
+def _average(metrics: Mapping[str, Any], weights: Tensor | None) -> dict[str, float | Tensor]:
     averaged: dict[str, float | Tensor] = {}
     share: Tensor | None = None
     for name, metric in metrics.items():
-        metric = metric.detach()
-        if metric.ndim == 0:
-            averaged[name] = metric
+        if not isinstance(metric, torch.Tensor) or metric.ndim == 0:
+            averaged[name] = metric.detach() if isinstance(metric, torch.Tensor) else metric
             continue
+        metric = metric.detach()
         numbers = metric if metric.is_floating_point() else metric.to(torch.float32)
         if weights is None:
             averaged[name] = numbers.sum() / max(numbers.numel(), 1)
@@ -156,18 +158,34 @@ def _average(metrics: Mapping[str, Tensor], weights: Tensor | None) -> dict[str,
     return averaged
 
 
-def _check_shapes(owner: str, values: Tensor, weights: Tensor | None, metrics: Mapping[str, Tensor] | None) -> None:
-    named = {"weights": weights} if weights is not None else {}
-    named.update({f"metrics[{name!r}]": metric for name, metric in (metrics or {}).items() if metric.ndim})
-    for name, tensor in named.items():
-        if tensor.shape != values.shape:
-            raise make_error(
-                LossReturnError,
-                f"{name} must be shaped like the values, {list(values.shape)}; got {list(tensor.shape)}.",
-                code="elements-shape",
-                loss=owner,
-                hint="Broadcast it in compute() if that is meant.",
-            )
+def _check_elements(owner: str, values: Any, weights: Any, metrics: Any) -> None:
+    if not isinstance(values, torch.Tensor) or not values.is_floating_point():
+        message = f"values must be a floating-point tensor; got {_kind(values)}."
+        raise make_error(LossReturnError, message, code="elements-dtype", loss=owner)
+    if weights is not None:
+        _check_shaped_alike(owner, "weights", weights, values)
+    if metrics is not None and not is_mapping(metrics):
+        message = f"metrics must be a dict of tensors or numbers; got {type(metrics).__name__}."
+        raise make_error(LossReturnError, message, code="elements-shape", loss=owner)
+    for name, metric in (metrics or {}).items():
+        if not isinstance(metric, int | float) and not (isinstance(metric, torch.Tensor) and metric.ndim == 0):
+            _check_shaped_alike(owner, f"metrics[{name!r}]", metric, values)
+
+
+def _check_shaped_alike(owner: str, name: str, tensor: Any, values: Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor) or tensor.shape != values.shape:
+        got = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise make_error(
+            LossReturnError,
+            f"{name} must be a tensor shaped like the values, {list(values.shape)}; got {got}.",
+            code="elements-shape",
+            loss=owner,
+            hint="Broadcast it in compute() if that is meant.",
+        )
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
@@ -205,7 +223,7 @@ def _check_count(owner: str, name: str, count: Any) -> None:
     if isinstance(count, torch.Tensor):
         usable = count.ndim == 0 and count.dtype is not torch.bool and not count.is_complex()
     else:
-        usable = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < float("inf")
+        usable = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < 2**63
     if not usable:
         raise make_error(
             LossInputError,

@@ -102,10 +102,12 @@ class Sample:
         outputs: What a model would have computed; floating-point tensors are leaves that require a gradient.
         batch: What a data set would have provided.
         on_demand: Whether tensors of conventional names are made when asked for, as a plain function needs.
+        axes: The axes whose sizes were used.
     """
 
     def __init__(self, settings: SampleSettings, *, on_demand: bool, ignore_index: int | None) -> None:
         self.on_demand = on_demand
+        self.axes: set[str] = set()
         self._settings = settings
         self._ignore_index = ignore_index
         self._generator = torch.Generator().manual_seed(settings.seed)
@@ -153,7 +155,9 @@ class Sample:
         return [self._size(dim)]
 
     def _size(self, dim: str) -> int:
-        size = self._settings.sizes.get("batch" if dim == "_" else dim)
+        axis = "batch" if dim == "_" else dim
+        self.axes.add(axis)
+        size = self._settings.sizes.get(axis)
         if size is None:
             raise make_error(
                 LossInputError,

@@ -57,11 +57,12 @@ class Elements(NamedTuple):
         values: Loss of each element, any shape whose leading axes are what the reductions speak of (`batch`, `seq`).
             A fused loss gives a function that makes them, and `dot`.
         weights: Bool or float tensor of the same shape: what counts, and how much. None counts everything once.
-        metrics: Unreduced tensors shaped like `values` (averaged with the same weights) or 0-d (passed on).
+        metrics: Unreduced tensors shaped like `values` (averaged with the same weights); 0-d tensors and numbers are
+            passed on. `metrics={...} if self.metrics else None` saves making what is not wanted.
         dot: For a fused loss: `dot(c)` is `(c * values).sum()` without making `values`.
     """
 
     values: "Tensor | Callable[[], Tensor]"
     weights: "Tensor | None" = None
-    metrics: "Mapping[str, Tensor] | None" = None
+    metrics: "Mapping[str, Tensor | float] | None" = None
     dot: "Callable[[Tensor], Tensor] | None" = None

@@ -19,8 +19,9 @@ class MSE(ElementLoss, name="mse"):
     .. math:: \ell_i = (p_i - y_i)^2
 
     Args:
-        predictions: Predicted values :math:`p`, float `[*shape]`; also found as `logits` or `output`.
-        targets: True values :math:`y`, float, same shape; also found as `labels`.
+        predictions: Predicted values :math:`p`, float `[*shape]`; found as `logits` or
+            `output` where there is none of that name.
+        targets: True values :math:`y`, float, same shape; found as `labels` where there is none.
         reduction: See `ElementLoss`; `none` gives one value per element.
         metrics: Accepted like everywhere; this loss has none.
 

@@ -77,7 +77,7 @@ class WeightedTerm(StrictModel):
 
 
 def _weighted(loss: Tensor, weight: float) -> Tensor:
-    if weight == 0:  # 0 even where the loss is infinite, and still attached to the graph
+    if weight == 0:  # 0 even where the loss is infinite, and attached, so that every parameter keeps a gradient
         return torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
     return weight * loss
 
@@ -97,8 +97,8 @@ class WeightedSum(Loss, name="weighted_sum"):
         batch: Likewise.
         losses: The terms, at least one. In a config each is a loss spec with its weight:
             `{type: mse, weight: 0.5, kwargs: {...}, inputs: {...}, name: ...}`. `weight` is finite, default 1; a term
-            of weight 0 is computed for its metrics and adds nothing. `name` defaults to the type (with a number when
-            two terms share it).
+            of weight 0 is computed for its metrics and adds 0, but stays in the graph. `name` defaults to the type
+            (with a number when two terms share it).
         metrics: Whether the result carries, for each term, `<name>/loss`, `<name>/weight` and its own metrics as
             `<name>/<metric>`.
 
