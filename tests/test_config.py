@@ -70,7 +70,7 @@ TABLE = {
     "out of range": ("loss: {type: token_ce, kwargs: {label_smoothing: -0.1}}", 1, 50, "loss.kwargs.label_smoothing",
                      "invalid-value", "expected a number in [0, 1], got -0.1", None),
     "nan": ("loss: {type: contrastive, kwargs: {temperature: .nan}}", 1, 49, "loss.kwargs.temperature",
-            "invalid-value", "expected a number > 0, got nan", None),
+            "invalid-value", "expected a finite number > 0, got nan", None),
     "inf": ("loss: {type: contrastive, kwargs: {temperature: .inf}}", 1, 49, "loss.kwargs.temperature",
             "invalid-value", "got inf", None),
     "bool for int": ("loss: {type: token_ce, kwargs: {ignore_index: true}}", 1, 47, "loss.kwargs.ignore_index",

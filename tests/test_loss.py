@@ -144,7 +144,7 @@ def test_a_loss_is_a_value() -> None:
     [
         ({"scale": 0}, {("scale",): "expected a number in (0, 10], got 0"}),
         ({"scale": 10.5}, {("scale",): "expected a number in (0, 10], got 10.5"}),
-        ({"scale": float("nan")}, {("scale",): "expected a number in (0, 10], got nan"}),
+        ({"scale": float("nan")}, {("scale",): "expected a finite number in (0, 10], got nan"}),
         ({"scale": True}, {("scale",): "expected a number in (0, 10], got True"}),
         ({"scale": "1"}, {("scale",): "expected a number in (0, 10], got '1'"}),
         ({"scale": None}, {("scale",): "got None"}),

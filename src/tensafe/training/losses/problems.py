@@ -97,6 +97,8 @@ def _translate(
         return [Problem("missing-kwarg", loc, f"required argument of {owner} is missing{what}", on_key=True)]
     if inner is not None or expected is None or details["type"] in {"too_short", "too_long"}:
         return [Problem("invalid-value", loc, _own_words(details))]
+    if details["type"] == "finite_number":
+        expected = expected.replace("a number", "a finite number", 1)
     got = shorten(details["input"])
     nearest = near_miss(details["input"], _choices(_at(schema(), loc))) if isinstance(details["input"], str) else None
     cure = f"; did you mean {nearest}?" if nearest else ""
