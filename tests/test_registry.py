@@ -30,6 +30,7 @@ from tensafe.training.losses import (
     registry,
     resolve_loss,
 )
+from tensafe.training.losses.redefinition import is_same
 
 pytestmark = pytest.mark.usefixtures("isolated_registry")
 
@@ -440,13 +441,11 @@ def quick_switches() -> Any:
 
 
 def test_of_many_threads_one_wins_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = registry._is_same
-
-    def is_same(old: Any, new: Any) -> bool:
+    def slowly(old: Any, new: Any) -> bool:
         time.sleep(0.002)  # between looking and writing, every other thread gets its turn
-        return real(old, new)
+        return is_same(old, new)
 
-    monkeypatch.setattr(registry, "_is_same", is_same)
+    monkeypatch.setattr(registry, "is_same", slowly)
     for name in ("first", "second", "third"):
         losses = [Plain(float(index)) for index in range(8)]
         results = together([partial(register_loss, name, loss) for loss in losses])

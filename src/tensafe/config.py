@@ -155,18 +155,7 @@ def _locate(problem: Problem, document: Document, file: str) -> ConfigProblem:
     if path and path[-1] == "type" and isinstance(_value_at(document.data, path[:-1]), str):
         path = path[:-1]  # a bare name stands for its type
     problem = _with_yaml_advice(problem._replace(loc=path), document)
-    mark = _mark(problem, document)
-    return ConfigProblem(
-        file,
-        mark.line,
-        mark.column,
-        dotted(path),
-        problem.code,
-        problem.message,
-        problem.suggestion,
-        _line(document.lines, mark.line),
-        mark.end_column - mark.column,
-    )
+    return _placed(problem, path, _mark(problem, document), file, document.lines)
 
 
 def _mark(problem: Problem, document: Document) -> Mark:
@@ -210,12 +199,17 @@ def _with_yaml_advice(problem: Problem, document: Document) -> Problem:
 
 def _from_yaml(problem: YamlProblem, file: str, document: Document | None, source: bytes) -> ConfigProblem:
     lines = document.lines if document else source.decode("utf-8", errors="replace").splitlines()
-    mark = problem.mark
+    return _placed(problem, problem.path, problem.mark, file, lines)
+
+
+def _placed(
+    problem: Problem | YamlProblem, path: tuple[str | int, ...], mark: Mark, file: str, lines: list[str]
+) -> ConfigProblem:
     return ConfigProblem(
         file,
         mark.line,
         mark.column,
-        dotted(problem.path),
+        dotted(path),
         problem.code,
         problem.message,
         problem.suggestion,

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
-from types import CodeType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import (
@@ -26,7 +25,8 @@ from .errors import (
     near_miss,
     shorten,
 )
-from .guards import definition, is_class, is_partial
+from .guards import is_class
+from .redefinition import is_same, origin
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -131,17 +131,17 @@ def register(name: str, fn: Any, *, overwrite: bool = False) -> Any:
         _load_builtin(name)  # first, so that it cannot come back over what replaces it
     with _lock:
         old = _entries.get(name, fn)
-        if not overwrite and not _is_same(old, fn):
+        if not overwrite and not is_same(old, fn):
             raise make_error(
                 LossConfigError,
-                f"already registered by {_origin(old)}; refused for {_origin(fn)}.",
+                f"already registered by {origin(old)}; refused for {origin(fn)}.",
                 code="name-taken",
                 loss=name,
                 hint="Choose another name, or pass overwrite=True.",
             )
         _entries = {**_entries, name: fn}
     if overwrite and old is not fn and name in builtin_names():
-        _logger.warning("built-in loss %r is now %s", name, _origin(fn))
+        _logger.warning("built-in loss %r is now %s", name, origin(fn))
     return fn
 
 
@@ -282,51 +282,6 @@ def _load_plugin(entry_point: EntryPoint) -> Any:
             loss=name,
             hint="Every other loss still works.",
         ) from error
-
-
-def _origin(fn: Any) -> str:
-    defined = definition(fn)
-    return f"{defined.__module__}.{defined.__qualname__}"
-
-
-def _is_same(old: object, new: object) -> bool:
-    """Whether `new` is `old` defined again (a reload, a notebook cell), rather than a second owner of its name."""
-    if old is new:
-        return True
-    if is_partial(old) and is_partial(new):
-        return _is_same(old.func, new.func) and _equal((old.args, old.keywords), (new.args, new.keywords))
-    if isinstance(old, MethodType) and isinstance(new, MethodType):
-        return _is_same(old.__func__, new.__func__) and _is_same(old.__self__, new.__self__)
-    if type(old).__qualname__ != type(new).__qualname__ or _origin(old) != _origin(new) or "<" in _origin(new):
-        return False
-    if not hasattr(new, "__qualname__"):  # an instance: of a class defined again, or one that says the same
-        redefined = type(old) is not type(new)
-        if redefined:
-            return _is_same(type(old), type(new))
-        return _equal(getattr(old, "__dict__", old), getattr(new, "__dict__", new))
-    return new.__module__ == "__main__" or _fingerprint(old) == _fingerprint(new)
-
-
-def _equal(old: Any, new: Any) -> bool:
-    try:
-        return bool(old == new)
-    except Exception:  # whatever a stranger's __eq__ may raise (tensors do)
-        return False
-
-
-def _fingerprint(value: Any) -> Any:
-    """Reduce code to what it does, so that the same source at another line is the same."""
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        defaults = repr((getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)))
-        return _fingerprint(code), defaults, _fingerprint(getattr(value, "__wrapped__", None))
-    if isinstance(value, CodeType):
-        return value.co_code, value.co_names, value.co_varnames, tuple(_fingerprint(const) for const in value.co_consts)
-    if isinstance(value, type):
-        members = {name: getattr(member, "__func__", member) for name, member in vars(value).items()}
-        methods = {name: _fingerprint(member) for name, member in members.items() if hasattr(member, "__code__")}
-        return methods, repr(getattr(value, "model_fields", None))
-    return value
 
 
 def __getattr__(name: str) -> Any:
