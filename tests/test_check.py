@@ -1,8 +1,9 @@
+import inspect
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,8 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from strategies import Broken, batches, broken_batches, contracts
-from tensafe.training.losses import LossInputError, LossTypeError, ResolvedLoss, TensafeError, resolve_loss
-from tensafe.training.losses.check import compile_gather
+from tensafe.training.losses import (
+    Elements,
+    Loss,
+    LossInputError,
+    LossTypeError,
+    ResolvedLoss,
+    TensafeError,
+    resolve_loss,
+)
 from tensafe.training.losses.contract import Contract, TensorSpec
 from tensafe.training.losses.explain import explain
 
@@ -439,6 +447,35 @@ def test_a_rename_that_leads_nowhere_is_explained_with_the_key_it_wants(loss: st
 
 # Any contract
 
+_KINDS = {"float": "Float", "int": "Int", "bool": "Bool", "num": "Num", "any": "Shaped"}
+
+
+def _parameter(spec: TensorSpec) -> inspect.Parameter:
+    return inspect.Parameter(
+        spec.name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None if spec.optional else inspect.Parameter.empty,
+        annotation=f"{_KINDS[spec.kind]}[Tensor, {' '.join(map(str, spec.dims))!r}]" + " | None" * spec.optional,
+    )
+
+
+def take(contract: Contract, outputs: Any, batch: Any, upcast: bool = True) -> list[Any]:
+    """The tensors that `compute` of a loss with this contract is given."""
+    taken: list[Any] = []
+
+    class Drawn(Loss):
+        __qualname__ = "drawn"
+        _upcast: ClassVar[bool] = upcast
+
+        def compute(self, *tensors: Any) -> Elements:
+            taken.extend(tensors)
+            return Elements(torch.zeros(()))
+
+    parameters = [_parameter(TensorSpec("self", "any", ())), *map(_parameter, contract.tensors)]
+    Drawn.compute.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # it may have one
+    resolve_loss(Drawn)(outputs, batch)
+    return taken
+
 
 @pytest.mark.parametrize(
     ("dims", "shape", "fits"),
@@ -471,13 +508,13 @@ def test_a_rename_that_leads_nowhere_is_explained_with_the_key_it_wants(loss: st
 def test_which_shapes_a_contract_lets_through(
     dims: tuple[str | int, ...], shape: tuple[int, ...], fits: bool, optional: bool
 ) -> None:
-    gather = compile_gather("drawn", Contract((TensorSpec("x", "any", dims, optional),)), (), True)
+    contract = Contract((TensorSpec("x", "any", dims, optional),))
     tensor = torch.zeros(shape)
     if fits:
-        assert gather({"x": tensor}, {})[0][0] is tensor
+        assert take(contract, {"x": tensor}, {})[0] is tensor
     else:
         with pytest.raises(LossInputError, match="'x'"):
-            gather({"x": tensor}, {})
+            take(contract, {"x": tensor}, {})
 
 
 @st.composite
@@ -497,10 +534,8 @@ def _same(left: Tensor | None, right: Tensor | None) -> bool:
 @given(contract_and(batches), st.booleans())
 def test_what_a_contract_describes_passes_unchanged_but_for_its_width(drawn: Any, upcast: bool) -> None:
     contract, tensors = drawn
-    gather = compile_gather("drawn", contract, (), upcast)
-    found, items, sequences = gather({}, tensors)
-    slowly, *_ = explain("drawn", contract, {}, upcast, tensors, {})
-    assert (items, sequences) == (None, None)
+    found = take(contract, {}, tensors, upcast)
+    slowly = explain("drawn", contract, {}, upcast, tensors, {})
     for spec, tensor, again in zip(contract.tensors, found, slowly, strict=True):
         given_ = tensors.get(spec.name)
         assert _same(tensor, again), spec
@@ -518,7 +553,46 @@ def test_what_a_contract_describes_passes_unchanged_but_for_its_width(drawn: Any
 def test_a_batch_with_one_thing_wrong_is_refused(drawn: Any) -> None:
     contract, broken = drawn
     with pytest.raises(LossInputError) as caught:
-        compile_gather("drawn", contract, (), True)(broken.tensors, {})
+        take(contract, broken.tensors, {})
     assert caught.value.loss == "drawn"
     assert caught.value.loc[0] in {spec.name for spec in contract.tensors}
     assert repr(caught.value.loc[0]) in str(caught.value)
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["as tensors", "one as a list"])
+def test_only_a_float_widens_the_other_floats(slow: bool) -> None:
+    contract = Contract(tuple(TensorSpec(name, kind, ("batch",)) for name, kind in (("x", "num"), ("y", "float"))))
+    wide, narrow = torch.ones(2, dtype=torch.float64), torch.ones(2)
+    found = take(contract, {"x": wide, "y": narrow.tolist() if slow else narrow}, {})
+    assert [tensor.dtype for tensor in found] == [torch.float64, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e5m2, torch.bool, torch.complex64], ids=str)
+def test_a_number_is_of_a_dtype_to_calculate_in(dtype: torch.dtype) -> None:
+    with pytest.raises(LossInputError, match=r"'x' must be num\[batch\]; got "):
+        take(Contract((TensorSpec("x", "num", ("batch",)),)), {"x": torch.ones(2).to(dtype)}, {})
+
+
+TWO_OPTIONAL = Contract(tuple(TensorSpec(name, "float", ("*shape",), optional=True) for name in "xy"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("given", [(), ("x",), ("y",), ("x", "y")], ids=str)
+def test_every_tensor_may_be_optional(given: tuple[str, ...], device: str) -> None:
+    tensors = {name: torch.zeros(2, device=device) for name in given}
+    assert take(TWO_OPTIONAL, tensors, {}) == [tensors.get(name) for name in "xy"]
+
+
+@pytest.mark.parametrize("elsewhere", ["x", "y"])
+def test_optional_tensors_share_a_device(elsewhere: str) -> None:
+    tensors = {name: torch.zeros(2, device="meta" if name == elsewhere else "cpu") for name in "xy"}
+    with pytest.raises(LossInputError, match=r"'y' is on .*, but 'x' is on"):
+        take(TWO_OPTIONAL, tensors, {})
+
+
+@pytest.mark.parametrize("batch", CONTAINERS.values(), ids=CONTAINERS)
+def test_a_count_is_found_in_any_batch(batch: Any) -> None:
+    given = batch("num_items_in_batch", 8)
+    assert resolve_loss("mse")({"predictions": P, "targets": Q}, given)["loss"] == 0.5
+    with pytest.raises(LossInputError, match="num_items_in_batch must be a number"):
+        resolve_loss("mse")({"predictions": P, "targets": Q}, batch("num_items_in_batch", "8"))

@@ -89,6 +89,13 @@ def test_none_leaves_the_values_and_applies_the_weights(weights: Tensor | None, 
     assert torch.equal(reduce(Elements(VALUES, weights), "none")["loss"], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["none", "sum", "mean"])
+def test_one_number_is_its_own_reduction(mode: str, dtype: torch.dtype) -> None:
+    value = torch.tensor(0.3, dtype=dtype)
+    assert reduce(Elements(value), mode)["loss"] is value
+
+
 # Against the loop
 
 
@@ -138,7 +145,27 @@ def test_a_fused_loss_reduces_like_a_dense_one(drawn: Any, mode: str) -> None:
     weights = torch.ones_like(values, dtype=torch.bool) if weights is None else weights
     fused = Elements(lambda: values, weights, dot=lambda c: (c * torch.where(weights != 0, values, 0.0)).sum())
     expected = reduce(Elements(values, weights), mode)["loss"]
-    torch.testing.assert_close(reduce(fused, mode)["loss"], expected, rtol=1e-6, atol=1e-5)
+    tolerance = 1e-14 if weights.dtype is torch.float64 else 1e-6
+    torch.testing.assert_close(reduce(fused, mode)["loss"], expected, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.bool, torch.float32),
+        (torch.int64, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fused_loss_gets_coefficients_as_wide_as_its_weights(
+    mode: str, given: torch.dtype, expected: torch.dtype
+) -> None:
+    fused = Elements(lambda: VALUES, torch.ones(2, 3, dtype=given), dot=lambda c: c.sum())
+    assert reduce(fused, mode)["loss"].dtype is expected
 
 
 def test_a_fused_loss_makes_its_values_only_when_they_are_asked_for() -> None:
@@ -166,6 +193,16 @@ def test_nothing_counted_is_zero_and_still_attached(mode: str, shape: tuple[int,
     torch.autograd.backward(loss)
     assert values.grad is not None
     assert torch.equal(values.grad, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_no_values_are_zero_and_still_attached(mode: str, shape: tuple[int, ...]) -> None:
+    values = torch.ones(shape, requires_grad=True)
+    loss = reduce(Elements(values), mode)["loss"]
+    assert loss == 0.0
+    torch.autograd.backward(loss)
+    assert values.grad is not None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tensafe._lazy import torch
 
-from .check import compile_gather
+from .check import compile_call, wake
 from .contract import Contract, read_contract
 from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss, shorten
-from .explain import check_containers, make_reader, what_there_is
+from .explain import check_containers, explain, make_reader, what_there_is
 from .protocol import COUNTS, read_signature
-from .reduction import MODES, Reduction, reduce_elements
+from .reduction import MODES, WHOLE, Reduction, reduce_elements
 from .registry import is_registered
 from .returns import checked_return
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .loss import Loss
-    from .types import Elements, LossReturn
+    from .types import LossReturn
 
 __all__ = ["CombinedLoss", "ProtocolLoss", "ResolvedLoss", "TypedLoss"]
 
@@ -160,12 +160,22 @@ class TypedLoss(_LossValue):
         self.inputs = dict(inputs or {})
         self.contract: Contract = read_contract(type(loss))
         _check_inputs(self.name, self.contract, self.inputs)
-        self._gather = compile_gather(self.name, self.contract, tuple(self.inputs.items()), type(loss)._upcast)
         mode = self.kwargs.get("reduction", "mean")
         if mode not in MODES:
             message = f"{shorten(mode)} is no reduction; there are {', '.join(sorted(MODES))}"
             raise config_error([Problem("invalid-value", ("reduction",), message)], loss=self.name)
         self._reduction = Reduction(mode, self.kwargs["max_length"] if mode == "sequence_sum_norm" else None)
+        self._with_metrics = loss.metrics
+        self._compute = loss.compute
+        self._call = compile_call(
+            self.contract, tuple(self.inputs.items()), upcast=type(loss)._upcast, scalars=mode in WHOLE
+        )
+
+    def __call__(self, outputs: Any, batch: Any, **overrides: Any) -> LossReturn:
+        """Compute the loss; see `ResolvedLoss`, which this spares a call."""
+        if overrides:
+            return super().__call__(outputs, batch, **overrides)
+        return self._call(self, outputs, batch)
 
     def bind(self, kwargs: Mapping[str, Any]) -> TypedLoss:
         """Return the same loss with some kwargs replaced, and the same renames."""
@@ -179,35 +189,55 @@ class TypedLoss(_LossValue):
         return self.loss, self.inputs
 
     def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
-        tensors, num_items, num_sequences = self._gather(outputs, batch)
-        reduction = self._reduction
-        if counts:
-            num_items = counts.get("num_items_in_batch", num_items)
-            num_sequences = counts.get("num_sequences_in_batch", num_sequences)
-        if num_items is not None or num_sequences is not None:
-            reduction = reduction._replace(num_items=num_items, num_sequences=num_sequences)
-        device = next((tensor.device.type for tensor in tensors if tensor is not None), "cpu")
-        if device != "meta" and torch.is_autocast_enabled(device):  # meta tensors have no autocast, and torch raises
-            with torch.autocast(device, enabled=False):
-                return self._reduced(outputs, batch, tensors, reduction)
-        return self._reduced(outputs, batch, tensors, reduction)
+        return self._call(self, outputs, batch, counts or None)
 
-    def _reduced(self, outputs: Any, batch: Any, tensors: tuple[Any, ...], reduction: Reduction) -> LossReturn:
+    # What the generated code calls where it does not go straight through
+
+    def _slowly(self, outputs: Any, batch: Any, counts: Mapping[str, Any] | None) -> LossReturn:
+        """Take the tensors at leisure; if they fit, go on."""
+        # a trace must leave everything as it was, or it would not hold for the next call
+        if not torch.compiler.is_compiling():
+            wake(self._call)
+        tensors = explain(self.name, self.contract, self.inputs, type(self.loss)._upcast, outputs, batch)
+        return self._without_autocast(outputs, batch, tensors, counts)
+
+    def _without_autocast(
+        self, outputs: Any, batch: Any, tensors: tuple[Any, ...], counts: Mapping[str, Any] | None
+    ) -> LossReturn:
+        device = next((tensor.device.type for tensor in tensors if tensor is not None), "cpu")
+        if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast, and torch raises
+            return self._reduced(outputs, batch, tensors, counts)
+        with torch.autocast(device, enabled=False):
+            return self._reduced(outputs, batch, tensors, counts)
+
+    def _reduced(
+        self, outputs: Any, batch: Any, tensors: tuple[Any, ...], counts: Mapping[str, Any] | None
+    ) -> LossReturn:
+        try:
+            elements, reduction = self._compute(*tensors), self._counted(batch, counts)
+            return reduce_elements(self.name, elements, reduction, with_metrics=self._with_metrics)
+        except (LossInputError, IndexError, RuntimeError) as error:  # the reduction too runs what compute() returned
+            self._raise_better(error, outputs, batch, tensors)
+            raise
+
+    def _counted(self, batch: Any, counts: Mapping[str, Any] | None) -> Reduction:
+        """Return the reduction with the denominators of this call, else of its batch."""
+        given = counts or {}
+        from_batch = make_reader(batch)
+        items, sequences = (given[name] if name in given else from_batch(name) for name in COUNTS)
+        return self._reduction._replace(num_items=items, num_sequences=sequences)
+
+    def _raise_better(self, error: Exception, outputs: Any, batch: Any, tensors: tuple[Any, ...]) -> None:
+        """Raise what says more than an error of `compute` or of the functions it returned, if anything does."""
         if torch.compiler.is_compiling():
-            elements: Elements = self.loss.compute(*tensors)
-        else:
-            try:
-                elements = self.loss.compute(*tensors)
-            except LossInputError as error:
-                if error.loss is not None:
-                    raise
+            return
+        if isinstance(error, LossInputError):
+            if error.loss is None:
                 raise self._located(error, outputs, batch) from None
-            except (IndexError, RuntimeError) as error:
-                message = self._explain(tensors)
-                if message is None:
-                    raise
-                raise make_error(LossInputError, message, code="invalid-values", loss=self.name) from error
-        return reduce_elements(self.name, elements, reduction, with_metrics=self.loss.metrics)
+            return
+        message = self._explain(tensors)
+        if message is not None:
+            raise make_error(LossInputError, message, code="invalid-values", loss=self.name) from error
 
     def _located(self, error: LossInputError, outputs: Any, batch: Any) -> LossInputError:
         """Add the name of the loss to an error of `compute`, and what there is instead of a tensor that it misses."""
@@ -221,11 +251,11 @@ class TypedLoss(_LossValue):
 
     def _explain(self, tensors: tuple[Any, ...]) -> str | None:
         """Ask the loss what was wrong with the values; only where looking at them is possible and free of a sync."""
-        explain = getattr(self.loss, "explain", None)
-        if explain is None or any(tensor is not None and tensor.device.type != "cpu" for tensor in tensors):
+        describe = getattr(self.loss, "explain", None)
+        if describe is None or any(tensor is not None and tensor.device.type != "cpu" for tensor in tensors):
             return None
         try:
-            message: str | None = explain(*tensors)
+            message: str | None = describe(*tensors)
         except Exception:  # fake tensors and functorch have no values to look at: the first error says it all
             return None
         return message

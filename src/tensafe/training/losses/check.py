@@ -1,198 +1,272 @@
-"""From a contract to the function that takes its tensors out of outputs and batch, generated once per loss.
+"""From a contract to the function that a call of a loss runs, generated once per contract.
 
-The generated code is straight-line: look up, compare, hand over. It costs about a microsecond per tensor and runs under
-`torch.compile(fullgraph=True)`, where shapes are refused at trace time. Whatever it does not like goes to `explain`,
-which converts what may be converted and otherwise says what is wrong.
+The generated code is straight-line: look up, compare, compute, hand over. For two tensors that costs two microseconds,
+and it runs under `torch.compile(fullgraph=True)`, where shapes are refused at trace time. Whatever it does not like it
+leaves to `TypedLoss._slowly`, which converts what may be converted and otherwise says what is wrong. To see what a loss
+gets: `print(source_of(read_contract(MSE)))`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from textwrap import indent
 from typing import Any
 
 from tensafe._lazy import torch
 
-from .contract import MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
-from .explain import explain, make_reader
+from .contract import DTYPES, MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
+from .errors import LossInputError
+from .explain import readable
+from .reduction import reduce_elements
+from .types import Elements, LossReturn
 
-__all__ = ["Gather", "compile_gather"]
+__all__ = ["Call", "compile_call", "source_of", "wake"]
 
-Gather = Callable[[Any, Any], tuple[tuple[Any, ...], Any, Any]]
-"""`gather(outputs, batch) -> (tensors, num_items_in_batch, num_sequences_in_batch)`."""
+Call = Callable[..., LossReturn]
+"""`call(adapter, outputs, batch, counts=None)`: in all but its origin a method of `TypedLoss`."""
+
+Inputs = tuple[tuple[str, str], ...]
+"""Renames, `(tensor, key)`; a key may say `outputs.` or `batch.`."""
+
+# Globals of the generated code: reading an attribute of a module takes as long as looking a tensor up. `Tensor` is the
+# last to be set, since a call tells by it whether the others are.
+_TORCH_NAMES = (*(name for names in DTYPES.values() for name in names), "strided", "Tensor")
 
 
 @cache
-def compile_gather(owner: str, contract: Contract, inputs: tuple[tuple[str, str], ...], upcast: bool) -> Gather:
-    """Generate the gather function of a loss.
+def compile_call(contract: Contract, inputs: Inputs = (), *, upcast: bool = True, scalars: bool = False) -> Call:
+    """Generate the function that a call of a loss runs; the arguments are those of `source_of`."""
+    source = source_of(contract, inputs, upcast=upcast, scalars=scalars)
+    names: dict[str, Any] = dict.fromkeys(_TORCH_NAMES)
+    for thing in (Elements, LossInputError, readable, reduce_elements):
+        names[thing.__name__] = thing
+    exec(compile(source, "<tensafe call>", "exec"), names)
+    call: Call = names["call"]
+    if sys.modules.get("torch") is not None:
+        wake(call)
+    return call
+
+
+def wake(call: Call) -> None:
+    """Give a call what it takes from torch, if that was not imported yet when the call was generated."""
+    names = call.__globals__
+    if names["Tensor"] is None:
+        # private, but it takes a third of the time of `is_autocast_enabled(device.type)`; TypedLoss asks that in turn
+        names["any_autocast"] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+        names.update({name: getattr(torch, name) for name in _TORCH_NAMES})
+
+
+_LEAVE = "return self._slowly(outputs, batch, counts)"
+
+_CALL = """\
+def call(self, outputs, batch, counts=None):
+    if Tensor is None:
+        {leave}
+    from_outputs = outputs if isinstance(outputs, dict) else readable(outputs)
+    from_batch = batch if isinstance(batch, dict) else readable(batch)
+    try:
+{checks}
+    except RuntimeError:  # a nested tensor of strided layout has no shape to look at
+        {leave}
+    if any_autocast():
+        return self._without_autocast(outputs, batch, ({tensors},), counts)
+    try:
+        elements = self._compute({tensors})
+        reduction = self._reduction
+        if counts is not None or 'num_items_in_batch' in from_batch or 'num_sequences_in_batch' in from_batch:
+            reduction = self._counted(batch, counts)
+        elif {scalars} and type(elements) is Elements:
+            values, weights, metrics, dot = elements
+            if weights is None and metrics is None and dot is None and isinstance(values, Tensor):
+                if values.dtype is float32 and values.ndim == 0:
+                    return {{'loss': values, 'metrics': {{}}}}
+        return reduce_elements(self.name, elements, reduction, with_metrics=self._with_metrics)
+    except (LossInputError, IndexError, RuntimeError) as error:
+        self._raise_better(error, outputs, batch, ({tensors},))
+        raise
+"""
+
+
+def source_of(contract: Contract, inputs: Inputs = (), *, upcast: bool = True, scalars: bool = False) -> str:
+    """Return the source of the function that a call of a loss runs.
 
     Args:
-        owner: Name of the loss, for messages.
-        contract: Its tensors.
-        inputs: Renames, `(tensor, key)`; a key may say `outputs.` or `batch.`.
+        contract: The tensors of the loss.
+        inputs: Renames of theirs.
         upcast: Whether 16-bit floats are widened to float32.
+        scalars: Whether the reduction leaves a value that is one number as it is.
     """
-    source = _Source(contract, dict(inputs), upcast).text()
-
-    def slow(outputs: Any, batch: Any) -> tuple[Any, ...]:
-        return explain(owner, contract, dict(inputs), upcast, outputs, batch)
-
-    namespace: dict[str, Any] = {"torch": torch, "make_reader": make_reader, "slow": slow}
-    exec(compile(source, f"<tensafe gather of {owner}>", "exec"), namespace)
-    gather: Gather = namespace["gather"]
-    return gather
+    checks = "\n".join(_Writer(contract, dict(inputs), upcast).statements())
+    tensors = ", ".join(_tensor(tensor) for tensor in contract.tensors)
+    return _CALL.format(leave=_LEAVE, checks=indent(checks, " " * 8), tensors=tensors, scalars=scalars)
 
 
-_KIND_CHECKS: Mapping[str, tuple[str, ...]] = {
-    "float": (
-        "if {d} is not torch.float32:",
-        "    if {d} is torch.float16 or {d} is torch.bfloat16:",
-        "        {widen}",
-        "    elif {d} is torch.float64:",
-        "        wide = True",
-        "    else:",
-        "        return slow(outputs, batch)",
-    ),
-    "int": (
-        "if {d} is not torch.int64:",
-        "    if {d} is torch.int32 or {d} is torch.int16 or {d} is torch.int8 or {d} is torch.uint8:",
-        "        {t} = {t}.to(torch.int64)",
-        "    else:",
-        "        return slow(outputs, batch)",
-    ),
-    "bool": ("if {d} is not torch.bool:", "    return slow(outputs, batch)"),
-    "num": (
-        "if {d} is torch.float16 or {d} is torch.bfloat16:",
-        "    {widen}",
-        "elif {d} is torch.bool or {d}.is_complex:",
-        "    return slow(outputs, batch)",
-    ),
-    "any": (),
+def _nested(head: str, statements: Iterable[str]) -> str:
+    return f"{head}\n" + indent("\n".join(statements), "    ")
+
+
+def _leave_if(condition: str) -> str:
+    return _nested(f"if {condition}:", [_LEAVE])
+
+
+def _if_given(tensor: TensorSpec, *statements: str) -> str:
+    return _nested(f"if {_tensor(tensor)} is not None:", statements) if tensor.optional else "\n".join(statements)
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    return f"t_{tensor.name}"
+
+
+def _axis(dim: str) -> str:
+    return f"d_{dim.removeprefix('*')}"
+
+
+def _any_of(*kinds: str) -> str:
+    return f"({', '.join(name for kind in kinds for name in DTYPES[kind])},)"
+
+
+_KIND_CHECKS: Mapping[str, str] = {
+    "float": f"""\
+if dtype is not float32:
+    if dtype is float16 or dtype is bfloat16:
+        {{widen}}
+    elif dtype is float64:
+        wide = True
+    else:
+        {_LEAVE}""",
+    "int": f"""\
+if dtype is not int64:
+    if dtype not in {_any_of("int")}:
+        {_LEAVE}
+    {{tensor}} = {{tensor}}.to(int64)""",
+    "bool": _leave_if("dtype is not bool"),
+    "num": f"""\
+if dtype is float16 or dtype is bfloat16:
+    {{widen}}
+elif dtype not in {_any_of("float", "int")}:
+    {_LEAVE}""",
+    "any": "",
 }
 
 
-_DEVICE = "the device"  # bound and compared like an axis; no axis can have this name
-
-
-class _Source:
-    """Writes the source of one gather function."""
+class _Writer:
+    """Writes the statements that take the tensors out of outputs and batch, and look at them."""
 
     def __init__(self, contract: Contract, inputs: Mapping[str, str], upcast: bool) -> None:
         self._contract = contract
         self._inputs = inputs
         self._upcast = upcast
         self._bound: set[str] = set()
-        self._lines: list[str] = []
 
-    def text(self) -> str:
-        self._add(
-            "def gather(outputs, batch):",
-            "  try:",
-            "    from_outputs = outputs.get if isinstance(outputs, dict) else make_reader(outputs)",
-            "    from_batch = batch.get if isinstance(batch, dict) else make_reader(batch)",
-            "    wide = False",
-        )
-        for tensor in self._contract.tensors:
-            self._add_lookup(tensor)
-        if any(tensor.optional for tensor in self._contract.tensors):
-            names = [*self._contract.dim_names(), _DEVICE]
-            self._add("    " + " = ".join(_variable(name) for name in names) + " = None")
-        for tensor in self._contract.tensors:
-            self._add_check(tensor)
-        floats = [tensor for tensor in self._contract.tensors if tensor.kind == "float"]
-        if len(floats) > 1:  # one float64 among them: all are, like torch's own promotion
-            self._add("    if wide:")
-            for tensor in floats:
-                guard = f" if t_{tensor.name} is not None else None" if tensor.optional else ""
-                self._add(f"        t_{tensor.name} = t_{tensor.name}.to(torch.float64){guard}")
-        tensors = "".join(f"t_{tensor.name}, " for tensor in self._contract.tensors)
-        self._add(
-            f"    return ({tensors}), from_batch('num_items_in_batch'), from_batch('num_sequences_in_batch')",
-            "  except RuntimeError:  # a nested tensor of strided layout has no shape to look at",
-            "    return slow(outputs, batch)",
-        )
-        return "\n".join(self._lines)
-
-    def _add(self, *lines: str) -> None:
-        self._lines.extend(lines)
-
-    def _add_lookup(self, tensor: TensorSpec) -> None:
-        place, keys = lookup_keys(tensor, self._inputs)
-        name = f"t_{tensor.name}"
-        for index, key in enumerate(keys):
-            pad = "    "
-            if index:
-                self._add(f"    if {name} is None:")
-                pad = "        "
-            if place is not None:
-                self._add(f"{pad}{name} = from_{place}({key!r})")
-                continue
-            self._add(
-                f"{pad}{name} = from_outputs({key!r})",
-                f"{pad}other = from_batch({key!r})",
-                f"{pad}if {name} is None:",
-                f"{pad}    {name} = other",
-                f"{pad}elif other is not None and other is not {name}:",
-                f"{pad}    return slow(outputs, batch)",
-            )
-
-    def _add_check(self, tensor: TensorSpec) -> None:
-        name = f"t_{tensor.name}"
-        pad = "    "
-        if tensor.optional:
-            self._add(f"    if {name} is not None:")
-            pad = "        "
-        widen = f"{name} = {name}.to(torch.float32)" if self._upcast else "pass"
-        body = [
-            f"if not isinstance({name}, torch.Tensor) or {name}.layout is not torch.strided:",
-            "    return slow(outputs, batch)",
-            f"dtype = {name}.dtype",
-            *(line.format(d="dtype", t=name, widen=widen) for line in _KIND_CHECKS[tensor.kind]),
-            f"shape = {name}.shape",
-            *self._dim_checks(tensor),
-            *self._bind(_DEVICE, f"{name}.device", tensor.optional),
+    def statements(self) -> list[str]:
+        tensors = self._contract.tensors
+        maybe_unbound = self._contract.dim_names() if any(tensor.optional for tensor in tensors) else []
+        return [
+            *(self._lookup(tensor) for tensor in tensors),
+            *(f"{_axis(dim)} = None" for dim in maybe_unbound),
+            "wide = False",
+            *(self._check(tensor) for tensor in tensors),
+            *self._widening(),
+            *self._devices(),
         ]
-        self._add(*(pad + line for line in body))
 
-    def _dim_checks(self, tensor: TensorSpec) -> list[str]:
-        variadic = next((i for i, dim in enumerate(tensor.dims) if is_variadic(dim)), None)
-        count = len(tensor.dims)
-        rank_is_wrong = f"len(shape) != {count}" if variadic is None else f"len(shape) < {count - 1}"
-        lines = [f"if {rank_is_wrong}:", "    return slow(outputs, batch)"]
-        for index, dim in enumerate(tensor.dims):
-            if dim in {"_", "..."}:
-                continue
-            from_end = index - count
-            if index == variadic:
-                place = f"shape[{index}:{from_end + 1 or ''}]"
-            else:
-                place = f"shape[{index if variadic is None or index < variadic else from_end}]"
-            if isinstance(dim, int):
-                lines += [f"if {place} != {dim}:", "    return slow(outputs, batch)"]
-            else:
-                lines += self._bind(dim, place, tensor.optional)
-        return lines
+    def _lookup(self, tensor: TensorSpec) -> str:
+        place, keys = lookup_keys(tensor, self._inputs)
+        name = _tensor(tensor)
+        first, *others = [_lookup_key(name, key, place) for key in keys]
+        return "\n".join([first, *(_nested(f"if {name} is None:", [other]) for other in others)])
 
-    def _bind(self, dim: str, place: str, optional: bool) -> list[str]:
-        """Bind an axis (or the device) where it is first seen, compare where it is seen again."""
-        variable = _variable(dim)
-        refuse_empty = []
-        if not is_variadic(dim) and dim not in MAY_BE_EMPTY and dim != _DEVICE:
-            refuse_empty = [f"if {variable} < 1:", "    return slow(outputs, batch)"]
-        differ = [f"if {place} != {variable}:", "    return slow(outputs, batch)"]
+    def _check(self, tensor: TensorSpec) -> str:
+        name = _tensor(tensor)
+        widen = f"{name} = {name}.to(float32)" if self._upcast else "pass"
+        statements = [
+            _leave_if(f"not isinstance({name}, Tensor) or {name}.layout is not strided"),
+            f"dtype = {name}.dtype",
+            _KIND_CHECKS[tensor.kind].format(tensor=name, widen=widen),
+            *self._shape(tensor),
+        ]
+        return _if_given(tensor, *statements)
+
+    def _shape(self, tensor: TensorSpec) -> list[str]:
+        name, dims = _tensor(tensor), tensor.dims
+        if all(isinstance(dim, int) or (dim in self._bound and not is_variadic(dim)) for dim in dims):
+            known = "".join(f"{dim if isinstance(dim, int) else _axis(dim)}, " for dim in dims)
+            return [_leave_if(f"{name}.shape != ({known})")]
+        variadic = next((index for index, dim in enumerate(dims) if is_variadic(dim)), None)
+        if variadic is None:
+            places = [self._target(tensor, index) for index in range(len(dims))]
+            start = [_leave_if(f"len(shape) != {len(dims)}"), f"[{', '.join(places)}] = shape"]
+        elif len(dims) == 1:
+            places, start = ["shape"], []
+        else:
+            places = [_place(index, variadic, len(dims)) for index in range(len(dims))]
+            start = [_leave_if(f"len(shape) < {len(dims) - 1}")]
+        sizes = [self._size(dim, place, tensor.optional) for dim, place in zip(dims, places, strict=True)]
+        return [f"shape = {name}.shape", *start, *sizes]
+
+    def _target(self, tensor: TensorSpec, index: int) -> str:
+        """Return what to unpack the size of an axis into: its own variable, if this is where it is bound."""
+        dim = tensor.dims[index]
+        compared = isinstance(dim, int) or dim in self._bound or dim in tensor.dims[:index] or tensor.optional
+        return f"size_{index}" if compared or dim == "_" else _axis(str(dim))
+
+    def _size(self, dim: str | int, place: str, optional: bool) -> str:
+        """Bind an axis where it is first seen, compare where it is seen again."""
+        if dim in {"_", "..."}:
+            return ""
+        if isinstance(dim, int):
+            return _leave_if(f"{place} != {dim}")
+        variable = _axis(dim)
+        differ = _leave_if(f"{place} != {variable}")
         if dim in self._bound:
             return differ
-        if not optional:
-            self._bound.add(dim)
-            return [f"{variable} = {place}", *refuse_empty]
-        return [
-            f"if {variable} is None:",
-            f"    {variable} = {place}",
-            *("    " + line for line in refuse_empty),
-            "el" + differ[0],
-            differ[1],
-        ]
+        bind = [] if place == variable else [f"{variable} = {place}"]
+        if not is_variadic(dim) and dim not in MAY_BE_EMPTY:
+            bind.append(_leave_if(f"{variable} < 1"))
+        if optional:
+            return _nested(f"if {variable} is None:", bind) + f"\nel{differ}"
+        self._bound.add(dim)
+        return "\n".join(bind)
+
+    def _widening(self) -> list[str]:
+        """One float64 among the floats: all are, like torch's own promotion."""
+        floats = [tensor for tensor in self._contract.tensors if tensor.kind == "float"]
+        widen = [_if_given(tensor, f"{_tensor(tensor)} = {_tensor(tensor)}.to(float64)") for tensor in floats]
+        return [_nested("if wide:", widen)] if len(floats) > 1 else []
+
+    def _devices(self) -> list[str]:
+        """To compare two devices takes three times as long as to see that both are the CPU."""
+        first, *others = self._contract.tensors
+        on_cpu = " and ".join(_on_cpu(tensor) for tensor in self._contract.tensors)
+        start = [f"device = {_tensor(first)}.device"]
+        if first.optional:
+            others = [first, *others]
+            names = ", ".join(_tensor(tensor) for tensor in others)
+            start = [f"device = next(tensor for tensor in ({names},) if tensor is not None).device"]
+        differ = [_if_given(tensor, _leave_if(f"{_tensor(tensor)}.device != device")) for tensor in others]
+        return [_nested(f"if not ({on_cpu}):", [*start, *differ])] if others else []
 
 
-def _variable(dim: str) -> str:
-    return "device" if dim == _DEVICE else f"d_{dim.removeprefix('*')}"
+def _on_cpu(tensor: TensorSpec) -> str:
+    name = _tensor(tensor)
+    return f"({name} is None or {name}.is_cpu)" if tensor.optional else f"{name}.is_cpu"
+
+
+def _place(index: int, variadic: int, count: int) -> str:
+    """Return where the axis at an index stands in `shape`, when one of them stands for any number of axes."""
+    if index == variadic:
+        return f"shape[{index}:{index - count + 1 or ''}]"
+    return f"shape[{index if index < variadic else index - count}]"
+
+
+def _lookup_key(name: str, key: str, place: str | None) -> str:
+    if place is not None:
+        return f"{name} = from_{place}.get({key!r})"
+    return f"""\
+{name} = from_outputs.get({key!r})
+if {name} is None:
+    {name} = from_batch.get({key!r})
+elif {key!r} in from_batch and from_batch[{key!r}] is not {name}:
+    {_LEAVE}"""

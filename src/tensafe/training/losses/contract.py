@@ -21,7 +21,7 @@ from .errors import LossConfigError, make_error, near_miss
 if TYPE_CHECKING:
     from .loss import Loss
 
-__all__ = ["Alias", "Contract", "TensorSpec", "is_variadic", "lookup_keys", "read_contract"]
+__all__ = ["DTYPES", "Alias", "Contract", "TensorSpec", "is_variadic", "lookup_keys", "read_contract"]
 
 KINDS = {
     "Float": "float",
@@ -34,6 +34,13 @@ KINDS = {
     "Shaped": "any",
 }
 """jaxtyping's name to the kind of dtype; `int` takes every integer dtype and hands over int64."""
+
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "float": ("float32", "float64", "float16", "bfloat16"),
+    "int": ("int64", "int32", "int16", "int8", "uint8"),
+    "bool": ("bool",),
+}
+"""Kind to the names of its dtypes, the usual one first; `num` is float or int, `any` whatever there is."""
 
 MAY_BE_EMPTY = frozenset({"batch", "seq", "group"})
 """Named axes that may have size 0: there is nothing to learn then. Any other named axis is at least 1."""

@@ -12,34 +12,50 @@ from typing import Any, NamedTuple, NoReturn
 
 from tensafe._lazy import torch
 
-from .contract import MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
+from .contract import DTYPES, MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
 from .errors import LossInputError, LossTypeError, dotted, make_error, near_miss, shorten
 from .guards import is_list, is_mapping
 
-__all__ = ["check_containers", "explain", "make_reader", "what_there_is"]
+__all__ = ["check_containers", "explain", "make_reader", "readable", "what_there_is"]
 
 _MOST_KEYS = 20
 
 
-def make_reader(source: Any) -> Callable[[str], Any]:
-    """Return `name -> value or None` for a mapping or an object with attributes (a method counts as absent)."""
-    if is_mapping(source):
-        return lambda name: source.get(name, None)
+class _Attributes:
+    """An object's attributes, read like the items of a mapping; a method counts as absent."""
 
-    def read(name: str) -> Any:
-        value = getattr(source, name, None)
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def get(self, name: str) -> Any:
+        value = getattr(self._source, name, None)
         return None if callable(value) else value
 
-    return read
+    def __getitem__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+
+def readable(source: Any) -> Any:
+    """Return what has `get`, `[]` and `in`: a mapping itself, or the attributes of any other object."""
+    return source if is_mapping(source) else _Attributes(source)
+
+
+def make_reader(source: Any) -> Callable[[str], Any]:
+    """Return `name -> value or None` for a mapping or an object with attributes."""
+    reader: Callable[[str], Any] = readable(source).get
+    return reader
 
 
 def explain(
     owner: str, contract: Contract, inputs: Mapping[str, str], upcast: bool, outputs: Any, batch: Any
-) -> tuple[tuple[Any, ...], Any, Any]:
+) -> tuple[Any, ...]:
     """Gather the tensors as the generated code does, at leisure.
 
     Returns:
-        What `gather` returns, when everything that is amiss could be converted.
+        The tensors, in the order of the contract, when everything that is amiss could be converted.
 
     Raises:
         LossInputError: A tensor is missing, ambiguous, or of the wrong kind, rank, size or device.
@@ -54,12 +70,10 @@ def explain(
             values[tensor.name] = _as_kind(call, tensor, values[tensor.name], device, upcast)
     _check_sizes(call, contract, values)
     _check_devices(call, contract, values)
-    if any(value is not None and value.dtype is torch.float64 for value in values.values()):
-        for tensor in contract.tensors:
-            if tensor.kind == "float" and values[tensor.name] is not None:
-                values[tensor.name] = values[tensor.name].to(torch.float64)
-    counts = make_reader(batch)
-    return tuple(values.values()), counts("num_items_in_batch"), counts("num_sequences_in_batch")
+    floats = [tensor.name for tensor in contract.tensors if tensor.kind == "float" and values[tensor.name] is not None]
+    if any(values[name].dtype is torch.float64 for name in floats):
+        values.update({name: values[name].to(torch.float64) for name in floats})
+    return tuple(values.values())
 
 
 class _Call(NamedTuple):
@@ -218,22 +232,17 @@ def _convert(call: _Call, tensor: TensorSpec, value: Any, device: Any) -> Any:
 
 
 def _kind_of(dtype: Any) -> str:
-    if dtype is torch.bool:
-        return "bool"
-    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return "float"
-    if dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        return "int"
-    return "other"
+    name = str(dtype).removeprefix("torch.")
+    return next((kind for kind, names in DTYPES.items() if name in names), "other")
 
 
 def _describe(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')}{_shape_of(value)}"
+    return f"{str(value.dtype).removeprefix('torch.')}{_plain(value.shape)}"
 
 
-def _shape_of(value: Any) -> list[int]:
-    """Return a shape in plain integers; `torch.compile` cannot put a size that varies into a message."""
-    return [operator.index(size) for size in value.shape]
+def _plain(sizes: Any) -> list[int]:
+    """Return sizes in plain integers; `torch.compile` cannot put a size that varies into a message."""
+    return [operator.index(size) for size in sizes]
 
 
 _Sizes = Mapping[str, tuple[Any, str]]  # axis -> its size, and the tensor that set it
@@ -242,7 +251,7 @@ _Shapes = Mapping[str, list[Any]]
 
 def _check_sizes(call: _Call, contract: Contract, values: Mapping[str, Any]) -> None:
     sizes: dict[str, tuple[Any, str]] = {}
-    shapes = {name: _shape_of(value) for name, value in values.items() if value is not None}
+    shapes = {name: list(value.shape) for name, value in values.items() if value is not None}
     for tensor in contract.tensors:
         if tensor.name not in shapes:
             continue
@@ -300,7 +309,7 @@ def _fail_shape(
     call: _Call, contract: Contract, shapes: _Shapes, tensor: TensorSpec, value: Any, sizes: _Sizes, dim: str = ""
 ) -> NoReturn:
     bound = [
-        f"{axis}={list(size) if is_list(size) else size} (set by {setter!r})"
+        f"{axis}={_plain(size) if is_list(size) else operator.index(size)} (set by {setter!r})"
         for axis, (size, setter) in sizes.items()
         if axis in tensor.dims and setter != tensor.name
     ]

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["MODES", "Reduction", "coefficients", "reduce_elements"]
+__all__ = ["MODES", "WHOLE", "Reduction", "coefficients", "reduce_elements"]
 
 _BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
-MODES = frozenset({"none", "sum", "mean"}) | _BY_SEQUENCE
+WHOLE = frozenset({"none", "sum", "mean"})
+"""The modes that take the values as a whole, and leave one that is a single number as it is."""
+
+MODES = WHOLE | _BY_SEQUENCE
 
 
 class Reduction(NamedTuple):
@@ -65,23 +68,22 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
             loss=owner,
             hint="Return Elements(values), unreduced.",
         )
-    if elements.dot is not None and elements.weights is None:
+    values, weights, metrics, dot = elements
+    if dot is not None and weights is None:
         raise make_error(LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner)
-    _check_counts(owner, reduction)
-    values = elements.values() if callable(elements.values) and elements.dot is None else elements.values
-    weights = elements.weights
+    if reduction.num_items is not None or reduction.num_sequences is not None:
+        _check_counts(owner, reduction)
+    if callable(values) and dot is None:
+        values = values()
     if not callable(values):
-        _check_elements(owner, values, weights, elements.metrics)
+        _check_elements(owner, values, weights, metrics)
     if reduction.mode == "none":
         loss = _unreduced(values() if callable(values) else values, weights)
-    elif weights is None and reduction.mode == "mean" and reduction.num_items is None and not callable(values):
-        loss = values.mean() if values.numel() else values.sum()
+    elif weights is None and reduction.mode in WHOLE and reduction.num_items is None and not callable(values):
+        loss = _unweighted(values, reduction.mode)
     else:
         loss = _dot(owner, elements, values, reduction)
-    metrics: dict[str, float | Tensor] = {}
-    if with_metrics and elements.metrics:
-        metrics = _average(elements.metrics, weights)
-    return {"loss": loss, "metrics": metrics}
+    return {"loss": loss, "metrics": _average(metrics, weights) if with_metrics and metrics else {}}
 
 
 def coefficients(weights: Tensor, reduction: Reduction) -> Tensor:
@@ -125,12 +127,18 @@ def _dot(owner: str, elements: Elements, values: Tensor | Callable[[], Tensor], 
         assert elements.dot is not None
         assert weights is not None
         _check_sequences(owner, weights, reduction)
-        return elements.dot(coefficients(weights.to(torch.float32), reduction))
+        return elements.dot(coefficients(weights.to(torch.promote_types(weights.dtype, torch.float32)), reduction))
     _check_sequences(owner, values, reduction)
     if weights is None:
         return (values * coefficients(torch.ones_like(values), reduction)).sum()
     factors = coefficients(weights.to(values.dtype), reduction)
     return (torch.where(weights != 0, values, 0.0) * factors).sum()
+
+
+def _unweighted(values: Tensor, mode: str) -> Tensor:
+    if values.ndim == 0:
+        return values
+    return values.mean() if mode == "mean" and values.numel() else values.sum()
 
 
 def _unreduced(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -164,10 +172,12 @@ def _check_elements(owner: str, values: Any, weights: Any, metrics: Any) -> None
         raise make_error(LossReturnError, message, code="elements-dtype", loss=owner)
     if weights is not None:
         _check_shaped_alike(owner, "weights", weights, values)
-    if metrics is not None and not is_mapping(metrics):
+    if metrics is None:
+        return
+    if not is_mapping(metrics):
         message = f"metrics must be a dict of tensors or numbers; got {type(metrics).__name__}."
         raise make_error(LossReturnError, message, code="elements-shape", loss=owner)
-    for name, metric in (metrics or {}).items():
+    for name, metric in metrics.items():
         if not isinstance(metric, int | float) and not (isinstance(metric, torch.Tensor) and metric.ndim == 0):
             _check_shaped_alike(owner, f"metrics[{name!r}]", metric, values)
 
