@@ -13,7 +13,7 @@ from .errors import LossConfigError, Problem, config_error, make_error
 from .problems import problems_of
 from .registry import get_registered_losses, register
 from .strict import StrictModel
-from .types import Elements
+from .types import Elements, Leaner
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -49,6 +49,8 @@ class Loss(StrictModel):
 
     _upcast: ClassVar[bool] = True
     """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
+    _leaner: ClassVar[Leaner | None] = None
+    """The loss to use instead where memory is short; `tensafe check` tells what it would save."""
     _name: ClassVar[str | None] = None
     _locals: ClassVar[Mapping[str, Any]] = {}
 

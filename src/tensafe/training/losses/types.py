@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Elements", "LossFn", "LossOutput", "LossReturn"]
+__all__ = ["Elements", "Leaner", "LossFn", "LossOutput", "LossReturn"]
 
 
 class LossReturn(TypedDict, total=False):
@@ -66,3 +66,15 @@ class Elements(NamedTuple):
     weights: "Tensor | None" = None
     metrics: "Mapping[str, Tensor | float] | None" = None
     dot: "Callable[[Tensor], Tensor] | None" = None
+
+
+class Leaner(NamedTuple):
+    """A loss that does the same as another in less memory, from tensors of the model that come earlier.
+
+    Attributes:
+        loss: Its registered name. The kwargs that both have mean the same.
+        makes: Makes, of the outputs that it takes, those that the other takes and that it never makes itself.
+    """
+
+    loss: str
+    makes: "Callable[[Mapping[str, Tensor]], dict[str, Tensor]]"

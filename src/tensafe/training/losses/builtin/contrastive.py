@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from tensafe._lazy import torch
 from tensafe.training.losses.loss import ElementLoss
 from tensafe.training.losses.types import Elements
 
@@ -61,10 +62,18 @@ class Contrastive(ElementLoss, name="contrastive"):
         self, embeddings_a: Float[Tensor, "batch hidden"], embeddings_b: Float[Tensor, "batch hidden"]
     ) -> Elements:
         """Return the mean of both directions for each pair; see the class."""
-        from tensafe.training.losses.ops.similarity import info_nce, unit
+        from tensafe.training.losses.ops.info_nce import info_nce, info_nce_dot
+        from tensafe.training.losses.ops.similarity import unit
 
-        similarity = unit(embeddings_a) @ unit(embeddings_b).T
-        forth = info_nce(similarity, self.temperature, self.margin)
-        back = info_nce(similarity.T, self.temperature, self.margin)
-        metrics = {"positive_similarity": similarity.diagonal()} if self.metrics else None
-        return Elements((forth + back) / 2, metrics=metrics)
+        a, b = unit(embeddings_a), unit(embeddings_b)
+        tau, margin = self.temperature, self.margin
+
+        def dot(coefficients: Tensor) -> Tensor:
+            return info_nce_dot(a, b, coefficients, temperature=tau, margin=margin, symmetric=True)
+
+        return Elements(
+            lambda: info_nce(a, b, temperature=tau, margin=margin, symmetric=True),
+            torch.ones_like(a[:, 0]),
+            {"positive_similarity": (a * b).detach().sum(1)} if self.metrics else None,
+            dot,
+        )

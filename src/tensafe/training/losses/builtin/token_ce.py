@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tensafe.training.losses.errors import missing_tensor
-from tensafe.training.losses.loss import TokenLoss
-from tensafe.training.losses.types import Elements
+from tensafe._lazy import F
+from tensafe.training.losses.families.tokens import TokenCrossEntropy
+from tensafe.training.losses.types import Elements, Leaner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Float, Int
     from torch import Tensor
 
 
-class TokenCE(TokenLoss, name="token_ce"):
+def _project(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"logits": F.linear(outputs["hidden_states"], outputs["lm_head_weight"])}
+
+
+class TokenCE(TokenCrossEntropy, name="token_ce"):
     r"""Cross-entropy of each token's logits against the label that follows it: the loss of language modelling and SFT.
 
-    .. math:: \ell_t = (1 - \epsilon)\,(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -\log p_t[v],
-        \quad p_t = \mathrm{softmax}(z_t)
+    .. math:: \ell_t = (1 - \epsilon)\,(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -\log p_t[v]
+        + \zeta \Big(\log \sum_v e^{z_{tv}}\Big)^2, \quad p_t = \mathrm{softmax}(z_t), \quad
+        z_t = c \tanh(s x_t / c)
 
     Args:
-        logits: Scores :math:`z`, float `[batch seq vocab]`, or `[N vocab]`. 16-bit floats are computed in float32.
+        logits: Scores :math:`x`, float `[batch seq vocab]`, or `[N vocab]`. 16-bit floats are computed in float32.
         labels: Target ids :math:`y`, integers `[batch seq]`, or `[N]`, in [0, vocab) or `ignore_index`. With
             `[batch seq vocab]` logits, position t is scored against label t + 1, as in Hugging Face models; the last
             position then has nothing to predict and does not count. `[N vocab]` logits are never shifted.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
         ignore_index: Label of a position that does not count.
         label_smoothing: :math:`\epsilon` in [0, 1], torch's definition: 0 is plain cross-entropy, 1 is uniform targets.
+        z_loss: :math:`\zeta` >= 0, e.g. 1e-4; 0 leaves the term out.
+        softcap: :math:`c` > 0, the bound that scores approach; None is no bound, :math:`z = s x`.
+        logit_scale: :math:`s` > 0; 1 leaves the logits as they are.
+        overwrite_logits: Whether the gradient may be written over the logits in the forward pass. It then takes no
+            memory and a fifth of the time, and the logits hold no logits any more. Where torch.compile or functorch
+            runs, and below a million logits, nothing is overwritten.
         shift: Whether `labels` are shifted; false says that they are aligned with the logits already.
         reduction: See `TokenLoss`; `none` gives one value per label, 0 where it does not count.
         max_length: See `TokenLoss`.
@@ -40,12 +53,16 @@ class TokenCE(TokenLoss, name="token_ce"):
 
     Raises:
         LossInputError: A tensor is missing or does not fit; on CPU, a label is outside [0, vocab) and is not
-            `ignore_index`. On CUDA such a label trips torch's device-side assertion.
+            `ignore_index`. On CUDA such a label trips torch's device-side assertion. With `overwrite_logits`: something
+            needs the logits again (they are a leaf of the graph, what made them keeps them, another loss has
+            overwritten them already, or backward is called twice).
         LossConfigError: A kwarg is unknown or out of range.
 
     Note:
-        A logit of -inf (a vocabulary mask) is fine unless `label_smoothing` > 0: the smoothed loss is then infinite.
-        uint8 labels are widened; they cannot hold -100, so give another `ignore_index`.
+        From a million logits on, the memory above the logits is that of their gradient and a little more; the logits
+        are kept until `backward`. `linear_ce` needs no logits at all. A logit of -inf (a vocabulary mask) is fine
+        unless `label_smoothing` > 0: the smoothed loss is then infinite. uint8 labels are widened; they cannot hold
+        -100, so give another `ignore_index`.
 
     Example:
         >>> import torch
@@ -57,16 +74,15 @@ class TokenCE(TokenLoss, name="token_ce"):
 
     References:
         Label smoothing: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015,
-        arXiv:1512.00567, section 7. Equal to torch.nn.functional.cross_entropy on shifted logits and labels, but for
-        batches in which nothing counts, where torch gives NaN.
+        arXiv:1512.00567, section 7. z-loss: Chowdhery et al., PaLM, 2022, arXiv:2204.02311, section 5. Softcap: Gemma
+        Team, Gemma 2, 2024, arXiv:2408.00118, section 2. Equal to torch.nn.functional.cross_entropy on shifted logits
+        and labels, but for batches in which nothing counts, where torch gives NaN.
     """
 
-    ignore_index: int = Field(default=-100, description="Label of a position that does not count.")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, le=1, description="Weight of the uniform distribution in the target, torch's definition."
-    )
-    shift: bool = Field(
-        default=True, description="Score position t against label t + 1; false: labels are aligned with logits already."
+    _leaner: ClassVar[Leaner | None] = Leaner("linear_ce", _project)
+
+    overwrite_logits: bool = Field(
+        default=False, description="Let the gradient overwrite the logits: no memory, but nobody can use them again."
     )
 
     def compute(
@@ -76,15 +92,15 @@ class TokenCE(TokenLoss, name="token_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each label; see the class."""
-        from tensafe.training.losses.ops.cross_entropy import cross_entropy
+        from tensafe.training.losses.ops.cross_entropy import cross_entropy, cross_entropy_dot
 
-        values, counts = cross_entropy(
+        used, formula, over = self._aligned(logits, labels, shift_labels), self._formula, self.overwrite_logits
+        return self._elements(
             logits,
-            self._aligned(logits, labels, shift_labels),
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
+            used,
+            lambda: cross_entropy(logits, used, formula, overwrite_logits=over),
+            lambda c: cross_entropy_dot(logits, used, c, formula, overwrite_logits=over),
         )
-        return Elements(values, counts, metrics={"num_tokens": counts.sum()} if self.metrics else None)
 
     def explain(
         self,
@@ -93,26 +109,4 @@ class TokenCE(TokenLoss, name="token_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        given = labels if shift_labels is None else shift_labels
-        used = self._aligned(logits, labels, shift_labels)
-        vocab = logits.shape[-1]
-        wrong = (used != self.ignore_index) & ((used < 0) | (used >= vocab))
-        count = int(wrong.sum())
-        if given is None or not count:
-            return None
-        name = "labels" if shift_labels is None else "shift_labels"
-        return (
-            f"{name!r} must lie in [0, {vocab}) (vocab={vocab}) or be ignore_index={self.ignore_index}; "
-            f"{count} of {used.numel()} do not."
-        )
-
-    def _aligned(
-        self, logits: Float[Tensor, "*rows vocab"], labels: Tensor | None, shift_labels: Tensor | None
-    ) -> Int[Tensor, "*rows"]:
-        from tensafe.training.losses.ops.cross_entropy import shift_left
-
-        if shift_labels is not None:
-            return shift_labels
-        if labels is None:
-            raise missing_tensor("labels", "shift_labels")
-        return shift_left(labels, self.ignore_index) if self.shift and logits.ndim > 2 else labels
+        return self._wrong_labels(logits, labels, shift_labels, logits.shape[-1])

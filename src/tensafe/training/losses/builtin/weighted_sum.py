@@ -73,6 +73,9 @@ class WeightedTerm(StrictModel):
         if self.loss.kwargs.get("reduction") == "none":
             message = "a term of a weighted sum must be one number; choose another reduction than none"
             raise config_error([Problem("invalid-value", ("kwargs", "reduction"), message)], loss=None)
+        if self.loss.kwargs.get("overwrite_logits"):
+            message = "a term of a weighted sum cannot overwrite the logits: another may need them"
+            raise config_error([Problem("invalid-value", ("kwargs", "overwrite_logits"), message)], loss=None)
         return self
 
 

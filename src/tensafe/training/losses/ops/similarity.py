@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["info_nce", "unit"]
+__all__ = ["unit"]
 
 
 def unit(x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
@@ -19,15 +19,3 @@ def unit(x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
     scaled = x / torch.where(largest == 0, 1.0, largest)
     squared = scaled.square().sum(-1, keepdim=True)
     return scaled / torch.where(squared == 0, 1.0, squared).sqrt()
-
-
-def info_nce(similarity: Float[Tensor, "batch batch"], temperature: float, margin: float) -> Float[Tensor, " batch"]:
-    r"""Return the cross-entropy of each row against its diagonal entry, after the margin is taken off that entry.
-
-    .. math:: \ell_i = -\frac{s_{ii} - m}{\tau} + \log\Big(e^{(s_{ii} - m)/\tau} + \sum_{j \ne i} e^{s_{ij}/\tau}\Big)
-    """
-    scores = similarity
-    if margin:
-        scores = scores - margin * torch.eye(scores.shape[0], dtype=scores.dtype, device=scores.device)
-    scores = scores / temperature
-    return torch.logsumexp(scores, 1) - scores.diagonal()
