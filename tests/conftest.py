@@ -18,3 +18,20 @@ torch.set_num_threads(1)  # the tensors here are tiny, and one thread adds in on
 def isolated_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at the end of a test what it registered."""
     monkeypatch.setattr(registry, "_entries", registry._entries)
+
+
+@pytest.fixture
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest tensors go in chunks, of a few rows and classes."""
+    ops = "tensafe.training.losses.ops"  # imported by path: their import hook may not be there yet
+    monkeypatch.setattr(f"{ops}.lean.LEAST_LEAN", 1)
+    monkeypatch.setattr(f"{ops}.lean.CHUNK_ON_CPU", 8)
+    monkeypatch.setattr(f"{ops}.vocabulary_blocks._LOGITS", 1)
+    monkeypatch.setattr(f"{ops}.vocabulary_blocks._FEWEST", 2)
+
+
+@pytest.fixture(params=["plain", "in chunks"])
+def path(request: pytest.FixtureRequest) -> None:
+    """Run a test as small tensors are treated, and as large ones are."""
+    if request.param == "in chunks":
+        request.getfixturevalue("in_chunks")

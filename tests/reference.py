@@ -18,15 +18,24 @@ def logsumexp(numbers: Sequence[float]) -> float:
     return largest + math.log(math.fsum(math.exp(number - largest) for number in numbers))
 
 
-def cross_entropy(row: Sequence[float], label: int, label_smoothing: float) -> float:
-    norm = logsumexp(row)
-    uniform = math.fsum(norm - score for score in row) / len(row)
-    return (1 - label_smoothing) * (norm - row[label]) + label_smoothing * uniform
+def cross_entropy(
+    row: Sequence[float],
+    label: int,
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> float:
+    scores = [score * logit_scale for score in row]
+    if softcap is not None:
+        scores = [softcap * math.tanh(score / softcap) for score in scores]
+    norm = logsumexp(scores)
+    uniform = math.fsum(norm - score for score in scores) / len(scores)
+    return (1 - label_smoothing) * (norm - scores[label]) + label_smoothing * uniform + z_loss * norm**2
 
 
-def token_ce(
-    logits: Tensor, labels: Tensor, *, shift: bool = True, ignore_index: int = -100, label_smoothing: float = 0.0
-) -> Rows:
+def token_ce(logits: Tensor, labels: Tensor, *, shift: bool = True, ignore_index: int = -100, **formula: Any) -> Rows:
     """Rows of `[batch seq vocab]` logits; `[N vocab]` ones are a single row, and never shifted."""
     if logits.ndim == 2:
         logits, labels, shift = logits.unsqueeze(0), labels.unsqueeze(0), False
@@ -35,7 +44,7 @@ def token_ce(
         targets = [*given[1:], ignore_index][: len(given)] if shift else given
         rows.append(
             [
-                (0.0, 0.0) if target == ignore_index else (cross_entropy(row, target, label_smoothing), 1.0)
+                (0.0, 0.0) if target == ignore_index else (cross_entropy(row, target, **formula), 1.0)
                 for row, target in zip(scores, targets, strict=True)
             ]
         )
@@ -84,6 +93,53 @@ def reduced(
 def elements(values: Sequence[float]) -> Rows:
     """One row in which everything counts once."""
     return [[(value, 1.0) for value in values]]
+
+
+# The operations once more, in float64 by autograd; rows that do not count are left out before anything is computed.
+
+
+def cross_entropies(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """`[n]` values of `[n vocab]` scores; every label counts."""
+    z = scale * scores if softcap is None else softcap * torch.tanh(scale * scores / softcap)
+    losses = -torch.log_softmax(z, 1)
+    if class_weight is not None:
+        losses = losses * class_weight.double()
+    picked = losses.gather(1, labels.unsqueeze(1)).squeeze(1)
+    if label_smoothing:
+        picked = (1 - label_smoothing) * picked + label_smoothing * losses.mean(1)
+    return picked + z_loss * torch.logsumexp(z, 1) ** 2 if z_loss else picked
+
+
+def entropies(scores: Tensor) -> Tensor:
+    log_p = torch.log_softmax(scores, 1)
+    return -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0.0)).sum(1)
+
+
+def divergences(student: Tensor, teacher: Tensor, kind: str, beta: float, temperature: float) -> Tensor:
+    log_s, log_p = (torch.log_softmax(scores / temperature, 1) for scores in (student, teacher))
+    if kind == "jsd":
+        log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log(1 - beta))
+        return beta * _relative_entropy(log_p, log_m) + (1 - beta) * _relative_entropy(log_s, log_m)
+    return _relative_entropy(log_p, log_s) if kind == "forward_kl" else _relative_entropy(log_s, log_p)
+
+
+def info_nces(a: Tensor, b: Tensor, *, temperature: float, margin: float = 0.0, symmetric: bool = False) -> Tensor:
+    scores = (a @ b.T - margin * torch.eye(a.shape[0], dtype=torch.float64)) / temperature
+    forth, back = (-torch.log_softmax(scores, axis).diagonal() for axis in (1, 0))
+    return (forth + back) / 2 if symmetric else forth
+
+
+def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * torch.where(log_p.exp() > 0, log_p - log_q, 0.0)).sum(1)
 
 
 def loss_and_gradients(

@@ -58,6 +58,18 @@ def tokens(
     return Tokens(draw(tensors((*lead, vocab), dtype=dtype)), torch.tensor(drawn, dtype=torch.int64).reshape(lead))
 
 
+def formulas() -> st.SearchStrategy[dict[str, Any]]:
+    """Kwargs that `token_ce` and `linear_ce` have in common: what is scored, and how."""
+    return st.fixed_dictionaries(
+        {
+            "label_smoothing": st.sampled_from([0.0, 0.1, 1.0]),
+            "z_loss": st.sampled_from([0.0, 0.01]),
+            "softcap": st.sampled_from([None, 2.0, 30.0]),
+            "logit_scale": st.sampled_from([1.0, 0.5, 3.0]),
+        }
+    )
+
+
 @st.composite
 def twins(draw: st.DrawFn, *, bound: float = SMALL, least: int = 0) -> tuple[Tensor, Tensor]:
     """Two tensors of one shape, of up to three axes."""

@@ -163,6 +163,7 @@ def test_the_loss_section_of_a_config() -> None:
 
 SCORES = torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
 EMBEDDINGS = torch.eye(3, dtype=torch.float64)
+STATES, HEAD = torch.randn(2, 5, 4, generator=SEEDED).double(), torch.randn(7, 4, generator=SEEDED).double()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,18 @@ EMBEDDINGS = torch.eye(3, dtype=torch.float64)
             {"ignore_index": 3, "label_smoothing": 0.2},
             {"logits": LOGITS, "labels": LABELS},
             shifted_cross_entropy(LOGITS, LABELS, ignore_index=3, label_smoothing=0.2),
+        ),
+        (
+            "token_ce",
+            {"softcap": 2.0, "logit_scale": 0.5},
+            {"logits": LOGITS, "labels": LABELS},
+            shifted_cross_entropy(2 * torch.tanh(0.25 * LOGITS), LABELS),
+        ),
+        (
+            "linear_ce",
+            {"label_smoothing": 0.2},
+            {"hidden_states": STATES, "lm_head_weight": HEAD, "labels": LABELS},
+            shifted_cross_entropy(STATES @ HEAD.T, LABELS, label_smoothing=0.2),
         ),
         (
             "margin_ranking",
@@ -356,6 +369,10 @@ class Model(torch.nn.Module):
     def forward(self, input_ids: Tensor) -> Any:
         return self.output({"logits": self.head(self.embedding(input_ids))})
 
+    def forward_without_logits(self, input_ids: Tensor) -> dict[str, Tensor]:
+        layer = {"lm_head_weight": self.head.weight, "lm_head_bias": self.head.bias}
+        return {"hidden_states": self.embedding(input_ids), **layer}
+
     @staticmethod
     def output(fields: dict[str, Tensor]) -> Any:
         return fields
@@ -418,3 +435,16 @@ def test_training_with_a_config(loss: str, output: Callable[..., Any], monkeypat
     assert [name for name, _ in logged] == ["num_tokens" if loss == "token_ce" else "perplexity"] * 5
     if loss == "token_ce":
         assert logged[0][1] == 8.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_training_without_logits(dtype: torch.dtype) -> None:
+    model = Model().to(dtype)
+    tolerance: dict[str, Any] = {} if dtype is torch.float64 else {"rtol": 0.02, "atol": 1e-3}
+    by_logits = resolve_loss("token_ce", label_smoothing=0.1)(model(LABELS), BATCH)["loss"]
+    fused = resolve_loss("linear_ce", label_smoothing=0.1)(model.forward_without_logits(LABELS), BATCH)["loss"]
+    torch.testing.assert_close(fused, by_logits, **tolerance)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(by_logits, parameters)
+    for gradient, reference in zip(torch.autograd.grad(fused, parameters), expected, strict=True):
+        torch.testing.assert_close(gradient, reference, **tolerance)

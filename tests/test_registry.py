@@ -34,7 +34,7 @@ from tensafe.training.losses.redefinition import is_same
 
 pytestmark = pytest.mark.usefixtures("isolated_registry")
 
-BUILTINS = ["contrastive", "margin_ranking", "mse", "token_ce"]
+BUILTINS = ["contrastive", "linear_ce", "margin_ranking", "mse", "token_ce"]
 PREDICTIONS = {"predictions": torch.tensor([1.0, 4.0])}
 TARGETS = {"targets": torch.tensor([1.0, 2.0])}
 

@@ -11,6 +11,8 @@ from reference import contrastive, elements, loss_and_gradients, reduced
 from strategies import embeddings
 from tensafe.training.losses import LossConfigError, resolve_loss
 
+pytestmark = pytest.mark.usefixtures("path")
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -64,6 +66,52 @@ def test_every_reduction_is_that_of_the_formula(pair: Pair, temperature: float, 
 def test_none_gives_one_value_per_pair(pair: Pair, margin: float) -> None:
     expected = torch.tensor(contrastive(*pair, margin=margin), dtype=torch.float64)
     torch.testing.assert_close(loss_of(*pair, margin=margin, reduction="none"), expected, rtol=1e-9, atol=1e-9)
+
+
+def by_torch(a: Tensor, b: Tensor, temperature: float, margin: float, mode: str) -> Tensor:
+    """The loss in operations that autograd differentiates."""
+    cosines = torch.nn.functional.normalize(a) @ torch.nn.functional.normalize(b).T
+    scores = (cosines - margin * torch.eye(len(a), dtype=a.dtype)) / temperature
+    values = (scores.logsumexp(0) + scores.logsumexp(1)) / 2 - scores.diagonal()
+    return values.mean() if mode == "mean" else values.sum()
+
+
+@given(st.integers(1, 9), st.integers(0, 2**32), st.floats(0.05, 5), st.floats(0, 2), st.sampled_from(["sum", "mean"]))
+def test_the_gradient_is_that_of_the_formula(
+    rows: int, seed: int, temperature: float, margin: float, mode: str
+) -> None:
+    sides = [x.requires_grad_() for x in pairs(seed, rows, torch.float64)]
+    expected = torch.autograd.grad(by_torch(sides[0], sides[1], temperature, margin, mode), sides)
+    outputs = {"embeddings_a": sides[0], "embeddings_b": sides[1]}
+    for reduction in (mode, *(["none"] if mode == "sum" else [])):
+        loss_fn = resolve_loss("contrastive", temperature=temperature, margin=margin, reduction=reduction)
+        _, gradients = loss_and_gradients(loss_fn, outputs)
+        torch.testing.assert_close(tuple(gradients.values()), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["mean", "none"])
+def test_narrower_embeddings_are_computed_in_float32(dtype: torch.dtype, mode: str) -> None:
+    sides = pairs(rows=9, dtype=dtype)
+    outputs = dict(zip(("embeddings_a", "embeddings_b"), sides, strict=True))
+    loss_fn = resolve_loss("contrastive", temperature=0.5, margin=0.1, reduction=mode)
+    loss, gradients = loss_and_gradients(loss_fn, outputs)
+    leaves = [x.double().requires_grad_() for x in sides]
+    expected = by_torch(leaves[0], leaves[1], 0.5, 0.1, mode)
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss.sum().double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    for gradient, reference in zip(gradients.values(), torch.autograd.grad(expected, leaves), strict=True):
+        assert gradient.dtype is dtype
+        torch.testing.assert_close(gradient.double(), reference, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", ["embeddings_a", "embeddings_b"])
+def test_one_side_may_be_a_constant(wanted: str) -> None:
+    outputs = dict(zip(("embeddings_a", "embeddings_b"), pairs(rows=5), strict=True))
+    _, both = loss_and_gradients(resolve_loss("contrastive"), outputs)
+    leaves = {name: x.clone().requires_grad_(name == wanted) for name, x in outputs.items()}
+    torch.autograd.backward(resolve_loss("contrastive")(leaves, {})["loss"])
+    torch.testing.assert_close(leaves[wanted].grad, both[wanted])
 
 
 @given(embeddings())

@@ -193,6 +193,18 @@ REFUSED = [
     ("True", [{"type": "mse", "weight": True}], ("losses", 0, "weight"), "got True"),
     ("tensor", [{"type": "mse", "weight": torch.tensor(1.0)}], ("losses", 0, "weight"), "got Tensor"),
     ("none", [{"type": "mse", "kwargs": {"reduction": "none"}}], ("losses", 0, "kwargs", "reduction"), "one number"),
+    (
+        "logits overwritten",
+        ["mse", {"type": "token_ce", "kwargs": {"overwrite_logits": True}}],
+        ("losses", 1, "kwargs", "overwrite_logits"),
+        "another may need them",
+    ),
+    (
+        "logits overwritten by a resolved loss",
+        [resolve_loss("token_ce", overwrite_logits=True)],
+        ("losses", 0, "kwargs", "overwrite_logits"),
+        "cannot overwrite the logits",
+    ),
     ("name twice", [{"type": "mse", "name": "a"}, {"type": "mse", "name": "a"}], ("losses", 1, "name"), "'a' already"),
 ]
 

@@ -30,6 +30,7 @@ from tensafe.training.losses import (
     validate_loss_return,
     wrap_simple_loss,
 )
+from tensafe.training.losses.builtin.linear_ce import LinearCE
 from tensafe.training.losses.builtin.token_ce import TokenCE
 from tensafe.training.losses.registry import resolve_loss as resolve_from_registry
 
@@ -77,6 +78,10 @@ assert_type(dpo.compute(chosen_logps=torch.zeros(2), rejected_logps=torch.zeros(
 DPO(beta=1)  # an int is fine for a float
 Bounded(limit=3, reduction="sequence_sum_norm", max_length=4)
 TokenCE(label_smoothing=0.1, ignore_index=0).compute(logits=torch.zeros(2, 3), labels=torch.zeros(2).long())
+TokenCE(z_loss=1e-4, softcap=None, logit_scale=2, overwrite_logits=True)
+linear = LinearCE(softcap=30, chunk_size=64, backend="torch", reduction="sum")
+assert_type(linear.backend, Literal["auto", "torch", "liger", "cce"])
+linear.compute(hidden_states=torch.zeros(2, 4), lm_head_weight=torch.zeros(3, 4), labels=torch.zeros(2).long())
 
 
 # the two ways to write a plain callable

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tensafe.training.losses import ElementLoss, Elements, Loss, LossReturn, LossSpec, register_loss, resolve_loss
+from tensafe.training.losses.builtin.linear_ce import LinearCE
 from tensafe.training.losses.builtin.token_ce import TokenCE
 
 logits, labels = torch.zeros(2, 3), torch.zeros(2).long()
@@ -27,12 +28,17 @@ TokenCE(label_smoothin=0.1)  # expect-error
 TokenCE(label_smoothing="0.1")  # expect-error
 TokenCE(reduction="average")  # expect-error
 TokenCE(0.1)  # expect-error
+TokenCE(softcap="30")  # expect-error
+TokenCE(chunk_size=64)  # expect-error
+LinearCE(backend="triton")  # expect-error
+LinearCE(overwrite_logits=True)  # expect-error
 Scaled()  # expect-error
 Scaled(scale=None)  # expect-error
 
 # tensors
 TokenCE().compute(logts=logits, labels=labels)  # expect-error
 Scaled(scale=1.0).compute(predictions=logits)  # expect-error
+LinearCE().compute(logits=logits, labels=labels)  # expect-error
 Scaled(scale=1.0).compute(predictions=logits, targets="targets")  # expect-error
 TokenCE()({"logits": logits}, {"labels": labels})  # expect-error
 

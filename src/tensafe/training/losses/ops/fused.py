@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lean import scale_
+from .lean import is_plain, scale_
 
 __all__ = ["Fused", "apply", "dot", "results", "weighted_sum"]
+
+_C: Any = torch._C
 
 
 class Fused(ABC):
@@ -65,7 +67,7 @@ def weighted_sum(values: Tensor, coefficients: Tensor) -> Tensor:
 
 class _Results(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, fused: Fused, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, fused: Fused, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         ctx.fused = fused
         ctx.save_for_backward(*inputs)
         return fused.run(inputs, None, [False] * len(inputs))[0]
@@ -77,7 +79,7 @@ class _Results(torch.autograd.Function):
 
 class _Dot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, fused: Fused, coefficients: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, fused: Fused, coefficients: Tensor, *inputs: Tensor | None) -> Tensor:
         ctx.fused, ctx.coefficients, ctx.gradients = fused, coefficients, None
         ctx.save_for_backward(*inputs)
         wanted = ctx.needs_input_grad[2:]
@@ -89,20 +91,35 @@ class _Dot(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        if torch.is_grad_enabled() or ctx.gradients is None:  # differentiated once more, or a second time
+        if ctx.gradients is None or torch.is_grad_enabled() or _are_many(upstream):
             gradients = _gradients(ctx, (upstream[0] * ctx.coefficients,), ctx.needs_input_grad[2:])
         else:
-            made, ctx.gradients = ctx.gradients, None  # were they kept, they would be copied on their way to .grad
+            # were they kept, they would be copied on their way to .grad; a second backward pass makes them again
+            made, ctx.gradients = ctx.gradients, None
             gradients = [None if gradient is None else scale_(gradient, upstream[0]) for gradient in made]
         return None, None, *gradients
 
 
+def _are_many(upstream: Sequence[Tensor]) -> bool:
+    """Return whether they stand for many, by torch.func's vmap or by the older one of `is_grads_batched`."""
+    return is_plain(*upstream) or any(_C._functorch.is_legacy_batchedtensor(each) for each in upstream)
+
+
 def _gradients(ctx: Any, upstream: Sequence[Tensor], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """Make the gradients from the inputs; by the plain formula where they will be differentiated themselves."""
-    inputs: tuple[Tensor, ...] = ctx.saved_tensors
-    if not torch.is_grad_enabled():
-        gradients: Sequence[Tensor | None] = ctx.fused.run(inputs, upstream, wanted)[1]
-        return gradients
-    sources = [tensor for tensor, is_wanted in zip(inputs, wanted, strict=True) if is_wanted]
-    made = iter(torch.autograd.grad(ctx.fused.plain(*inputs), sources, upstream, create_graph=True))
+    """Make the gradients from the inputs.
+
+    By the plain formula where they will be differentiated themselves (`create_graph`), or where many of them are asked
+    for at once (`is_grads_batched`).
+    """
+    inputs: Sequence[Tensor | None] = ctx.saved_tensors
+    differentiable = torch.is_grad_enabled()
+    if not differentiable:
+        if not _are_many(upstream):
+            gradients: Sequence[Tensor | None] = ctx.fused.run(inputs, upstream, wanted)[1]
+            return gradients
+        inputs = [None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+    sources = [tensor for tensor, is_wanted in zip(inputs, wanted, strict=True) if is_wanted and tensor is not None]
+    with torch.enable_grad():
+        values = ctx.fused.plain(*inputs)
+        made = iter(torch.autograd.grad(values, sources, upstream, create_graph=differentiable))
     return [next(made) if is_wanted else None for is_wanted in wanted]

@@ -138,6 +138,7 @@ def _go_over(
             scored.mul_(upstream[at].unsqueeze(1) / rows.total[at])
             scored.diagonal(at.start).sub_(upstream[at])
             _add_products(into, scored, a, b, at, scores)
+    scored = scratch = positive  # lets go of their room, before there is another
     if upstream is not None and scores.symmetric:  # the sums over columns are known only now
         _differentiate_both(into, a, b, scores, (rows, columns), upstream)
     forth = rows.values(positive)

@@ -60,6 +60,8 @@ def is_predicting() -> bool:
 
 def is_lean(elements: int, *tensors: Shaped[Tensor, "*_"] | None) -> bool:
     """Return whether an operation on a matrix of so many elements works in chunks."""
+    if torch.compiler.is_compiling():  # first: a compiler would make a graph for each side of the comparison
+        return False
     return 0 < elements >= LEAST_LEAN and not is_plain(*tensors)
 
 

@@ -65,7 +65,7 @@ class _Overwriting(torch.autograd.Function):
         dtype = compute_dtype(logits.dtype)
         ones = torch.ones(logits.shape[0], dtype=dtype, device=logits.device)
         values: Tensor = write_gradient(ctx.gradient, ctx.gradient, ones if coefficients is None else coefficients)
-        _overwritten[logits.untyped_storage()] = logits._version
+        _mark(logits)
         return values if coefficients is None else weighted_sum(values, coefficients)
 
     @staticmethod
@@ -75,11 +75,19 @@ class _Overwriting(torch.autograd.Function):
             _refuse("a second backward pass needs the logits, which the first one's gradient has overwritten.")
         if torch.is_grad_enabled():
             _refuse("a gradient that is differentiated once more (create_graph) needs the logits.")
+        if _overwritten.get(gradient.untyped_storage()) != gradient._version:
+            _refuse("something else has been written over the gradient that stood in place of the logits.")
         if ctx.is_sum:
-            return scale_(gradient, upstream[0]), None, None
-        gradient.mul_(upstream[0].unsqueeze(1))
-        clear_rows(gradient, upstream[0] == 0)
+            scale_(gradient, upstream[0])
+        else:
+            gradient.mul_(upstream[0].unsqueeze(1))
+            clear_rows(gradient, upstream[0] == 0)
+        _mark(gradient)
         return gradient, None, None
+
+
+def _mark(gradient: Tensor) -> None:
+    _overwritten[gradient.untyped_storage()] = gradient._version
 
 
 def _check_overwritable(logits: Tensor) -> None:

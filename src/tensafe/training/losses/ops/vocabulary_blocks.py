@@ -40,8 +40,9 @@ def over_vocabulary(
     rows.check_labels()
     if upstream is None:
         return rows.values(), None
-    gradients = Gradients.zeros(projection, wanted, hidden_dtype=projection.dtype)
-    of_weight = None if gradients.weight is None else torch.empty_like(weight)
+    hidden_wanted, weight_wanted, bias_wanted = wanted
+    gradients = Gradients.zeros(projection, (hidden_wanted, False, bias_wanted), hidden_dtype=projection.dtype)
+    of_weight = torch.empty_like(weight) if weight_wanted else None
     for classes in slices(0, vocab, width):
         block, logits = project(classes)
         rows.differentiate_block(logits, classes, upstream.unsqueeze(1))
