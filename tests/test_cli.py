@@ -75,6 +75,8 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def unknown(outputs, batch):\n    return outputs['surprise'].mean()\n"
         "def infinite(outputs, batch):\n    return (outputs['predictions'] * float('inf')).sum()\n"
         "def stuck(outputs, batch):\n    return outputs['predictions'].detach().mean()\n"
+        "def total(outputs, batch):\n    return outputs['predictions'].sum()\n"
+        "def curious(outputs, batch):\n    return outputs['predictions'].sum() * outputs['predictions'].max().item()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "cli_losses", raising=False)
@@ -115,7 +117,65 @@ def test_a_dry_check_takes_no_memory_at_any_size() -> None:
     result = run("check", "valid.yaml", "--dry", "--batch", "512", "--seq", "8192", "--vocab", "256000")
     assert result.exit_code == 0, result.output
     assert "512 8192 256000" in result.stdout
-    assert re.search(r"peak memory +│ \d{4,}\.\d GiB", result.stdout)
+    assert re.search(r"peak memory, predicted +│ \d{4,}\.\d GiB", result.stdout)
+    assert "peak memory, measured" not in result.stdout
+
+
+WITH_RENAMES = "loss: {type: token_ce, kwargs: {label_smoothing: 0.1}, inputs: {logits: outputs.scores}}"
+SUM = "loss: {type: weighted_sum, kwargs: {losses: [mse, token_ce]}}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "config", [VALID, WITH_RENAMES, SUM, *(f"loss: {loss}" for loss in ("linear_ce", "contrastive", "mse"))]
+)
+def test_check_predicts_the_same_peak_with_and_without_dry(config: str, dtype: str) -> None:
+    arguments = ("check", "-", "--batch", "5", "--seq", "64", "--vocab", "5000", "--hidden", "32", "--dtype", dtype)
+    outputs = [run(*arguments, *dry, stdin=config).stdout for dry in ([], ["--dry"])]
+    predicted = {re.search(r"peak memory, predicted +│ (\S+ \S+) above the tensors", output) for output in outputs}
+    assert all(predicted)
+    assert len({row[1] for row in predicted if row}) == 1
+    assert re.search(r"peak memory, measured +│ \S+ \S+ above the tensors \([a-z ]+\)", outputs[0])
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry"]], ids=["real", "dry"])
+@pytest.mark.parametrize(
+    ("config", "is_told"),
+    [(VALID, True), (WITH_RENAMES, True), ("loss: linear_ce", False), ("loss: mse", False), (SUM, False)],
+)
+def test_check_tells_what_a_leaner_loss_would_need(config: str, is_told: bool, dry: list[str]) -> None:
+    result = run("check", "-", "--batch", "2", "--seq", "64", "--vocab", "5000", "--hidden", "32", *dry, stdin=config)
+    assert result.exit_code == 0, result.output
+    sentence = re.search(r"this step needs (\S+) MiB for the loss; linear_ce would need (\S+) MiB\n(.*)", result.stdout)
+    assert bool(sentence) is is_told
+    if sentence:
+        logits, gradients = 2 * 64 * 5000 * 4 / 2**20, (2 * 64 * 32 + 5000 * 32) * 4 / 2**20
+        assert float(sentence[1]) >= round(2 * logits + gradients, 1)
+        assert float(sentence[2]) >= round(gradients, 1)
+        assert "hidden_states [2 64 32] and lm_head_weight [5000 32] to their gradients; logits" in sentence[3]
+
+
+def test_a_loss_of_ones_own_may_name_a_leaner_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated_registry: None
+) -> None:
+    (tmp_path / "cli_lean.py").write_text(
+        "from jaxtyping import Float\nfrom torch import Tensor\n"
+        "from tensafe.training.losses import ElementLoss, Elements\n"
+        "from tensafe.training.losses.types import Leaner\n"
+        "class Norms(ElementLoss, name='cli_norms'):\n    power: float = 2.0\n"
+        "    def compute(self, rows: Float[Tensor, 'batch hidden']) -> Elements:\n"
+        "        return Elements(rows.norm(dim=1) ** self.power)\n"
+        "class Copied(ElementLoss, name='cli_copied'):\n    power: float = 2.0\n    copies: int = 3\n"
+        "    _leaner = Leaner('cli_norms', lambda outputs: {'copies_of_rows': outputs['rows'].repeat(1, 100)})\n"
+        "    def compute(self, copies_of_rows: Float[Tensor, 'batch many']) -> Elements:\n"
+        "        return Elements(copies_of_rows.norm(dim=1) ** self.power)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = "loss: {type: 'cli_lean:Copied', kwargs: {power: 3.0, copies: 100}}"
+    result = run("check", "-", "--allow", "cli_lean", "--batch", "4", "--size", "many=76800", stdin=config)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"this step needs \d\.\d MiB for the loss; cli_norms would need \d\d\.\d KiB", result.stdout)
+    assert "rows [4 768] to their gradients; copies_of_rows included, which cli_norms never makes" in result.stdout
 
 
 @pytest.mark.parametrize("loss", ["margin_ranking", "contrastive", "mse"])
@@ -150,13 +210,20 @@ def test_check_runs_a_function_on_tensors_of_conventional_names(stranger: Path) 
         ("broken", ["AttributeError", "frobnicate", "cli_losses.py:4 in broken"]),
         ("unknown", ["KeyError", "surprise", "cli_losses.py:6 in unknown"]),
         ("stuck", ["no gradient reaches predictions"]),
+        ("curious", ["unknown, for DataDependentOutputException on fake tensors"]),
     ],
 )
 def test_check_names_the_place_of_a_failure(stranger: Path, name: str, parts: list[str]) -> None:
     stranger.write_text(f"loss: 'cli_losses:{name}'")
     result = run("check", str(stranger), "--allow", "cli_losses")
-    assert result.exit_code == (0 if name == "stuck" else 1)
+    assert result.exit_code == (0 if name in {"stuck", "curious"} else 1)
     assert all(part in result.stdout for part in parts), result.stdout
+
+
+def test_check_shows_the_gradient_of_one_step(stranger: Path) -> None:
+    stranger.write_text("loss: 'cli_losses:total'")
+    result = run("check", str(stranger), "--allow", "cli_losses", "--batch", "4")
+    assert re.search(r"predictions +│ outputs +│ float32 +│ 4 +│ 2 ", result.stdout), result.stdout
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tensafe._lazy import torch
 from tensafe.config import check_source
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.resolve import resolve_loss, resolving_under
-from tensafe.training.losses.samples import Sample, SampleSettings, make_sample
+from tensafe.training.losses.samples import SampleSettings, make_sample
 
+from .report import Report, print_report
 from .source import policy, read
+from .step import Comparison, Step, compare, predict, take_step
 
 if TYPE_CHECKING:
     from tensafe.training.losses.adapter import ResolvedLoss
@@ -34,16 +32,10 @@ class Settings(NamedTuple):
     dry: bool
     seed: int
 
-
-class Report(NamedTuple):
-    """What one step showed; seconds and values are None for a dry run."""
-
-    sample: Sample
-    result: Any
-    gradients: dict[str, Any]
-    forward: float | None
-    backward: float | None
-    peak: int
+    @property
+    def sample(self) -> SampleSettings:
+        """How to make the batch."""
+        return SampleSettings(self.sizes, self.dtype, self.device, self.seed)
 
 
 def run(file: str, settings: Settings, allow: list[str]) -> int:
@@ -66,7 +58,7 @@ def run(file: str, settings: Settings, allow: list[str]) -> int:
         typer.echo(f"tensafe: --device {settings.device}: {str(error).partition(chr(10))[0]}", err=True)
         return 2
     try:
-        report = _step(loss, settings)
+        report = _dry_step(loss, settings) if settings.dry else _real_step(loss, settings)
     except TensafeError as error:
         typer.echo(f"{name}: the loss does not run: {error}")
         return 1
@@ -78,53 +70,55 @@ def run(file: str, settings: Settings, allow: list[str]) -> int:
         axes = ", ".join(sorted(report.sample.axes))
         typer.echo(f"tensafe: --size {min(unused)}: no tensor of {loss.name} has this axis; there are {axes}", err=True)
         return 2
-    _print(name, loss, settings, report)
+    print_report(f"{name}: {loss.name}", report)
     return _verdict(report, settings)
 
 
 def _verdict(report: Report, settings: Settings) -> int:
     """Print what a training run would stumble over, or ok; return the exit code."""
-    without = [tensor for tensor, gradient in report.gradients.items() if gradient is None]
+    gradients = report.sample.gradients()
+    without = [tensor for tensor, gradient in gradients.items() if gradient is None]
     if without:
         typer.echo(f"warning: no gradient reaches {', '.join(without)}")
-    shown = {"the loss": report.result["loss"]}
-    shown.update({f"the gradient of {name}": grad for name, grad in report.gradients.items() if grad is not None})
+    shown = {"the loss": report.step.result["loss"]}
+    shown.update({f"the gradient of {name}": grad for name, grad in gradients.items() if grad is not None})
     wild = [] if settings.dry else [name for name, tensor in shown.items() if not tensor.isfinite().all()]
     typer.echo(f"not finite: {', '.join(wild)}" if wild else "ok")
     return 1 if wild else 0
 
 
-def _step(loss: ResolvedLoss, settings: Settings) -> Report:
-    with _fake() if settings.dry else nullcontext():
-        sample = make_sample(loss, SampleSettings(settings.sizes, settings.dtype, settings.device, settings.seed))
-        _forward_and_backward(loss, sample)  # the first step pays for imports and for warming up
-        report = _forward_and_backward(loss, sample)
-    return report._replace(forward=None, backward=None) if settings.dry else report
+def _dry_step(loss: ResolvedLoss, settings: Settings) -> Report:
+    sample, step, predicted = predict(loss, settings.sample)
+    return Report(sample, step, predicted, compare(loss, settings.sample))
 
 
-def _forward_and_backward(loss: ResolvedLoss, sample: Sample) -> Report:
-    from tensafe._memory import MemoryMeter
+def _real_step(loss: ResolvedLoss, settings: Settings) -> Report:
+    from tensafe._memory import count_peak, freeing_at_once, measure_peak
 
-    leaves = sample.leaves()
-    for leaf in leaves.values():
-        leaf.grad = None
-    meter = MemoryMeter()
-    meter.ignore([*sample.outputs.made.values(), *sample.batch.made.values()])
-    with meter:
-        started = time.perf_counter()
-        result = loss(sample.outputs, sample.batch)
-        middle = time.perf_counter()
-        if result["loss"].requires_grad:
-            torch.autograd.backward(result["loss"].sum())
-        ended = time.perf_counter()
-    gradients = {name: leaf.grad for name, leaf in leaves.items()}
-    return Report(sample, result, gradients, middle - started, ended - middle, meter.peak)
+    def step() -> Step:
+        return take_step(loss, sample.outputs, sample.batch, settings.device)
+
+    with freeing_at_once():
+        sample = make_sample(loss, settings.sample)
+        step()  # pays for imports
+        sample.renew()
+        peak = measure_peak(step, torch.device(settings.device))[1]
+    if peak is None:
+        sample.renew()
+        peak = count_peak(step)[1]
+    sample.renew()
+    step()  # warms the allocator up
+    sample.renew()
+    return Report(sample, step(), *_foretell(loss, settings), peak)
 
 
-def _fake() -> AbstractContextManager[Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode()
+def _foretell(loss: ResolvedLoss, settings: Settings) -> tuple[int | str, Comparison | None]:
+    """Predict what a step takes that was taken already; a stranger's loss may need values, which fake tensors lack."""
+    try:
+        predicted = predict(loss, settings.sample)[2]
+    except Exception as error:
+        return f"unknown, for {type(error).__name__} on fake tensors", None
+    return predicted, compare(loss, settings.sample)
 
 
 def _place(error: BaseException) -> str:
@@ -141,57 +135,3 @@ def _place(error: BaseException) -> str:
             theirs = place
         trace = trace.tb_next
     return theirs or ours
-
-
-def _print(name: str, loss: ResolvedLoss, settings: Settings, report: Report) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{name}: {loss.name}{' (dry run on fake tensors)' if settings.dry else ''}")
-    console.print(_tensor_table(report))
-    console.print(_result_table(report))
-
-
-def _tensor_table(report: Report) -> Table:
-    table = Table("tensor", "from", "dtype", "shape", "gradient norm", title="tensors", title_justify="left")
-    for place, side in (("outputs", report.sample.outputs), ("batch", report.sample.batch)):
-        for name, tensor in side.made.items():
-            shape = " ".join(str(size) for size in tensor.shape)
-            norm = _gradient_norm(report, name) if place == "outputs" else ""
-            table.add_row(name, place, str(tensor.dtype).removeprefix("torch."), shape or "scalar", norm)
-    return table
-
-
-def _gradient_norm(report: Report, name: str) -> str:
-    gradient = report.gradients.get(name)
-    if gradient is None:
-        return "none"
-    return "fake" if report.forward is None else f"{gradient.double().norm().item():.4g}"
-
-
-def _result_table(report: Report) -> Table:
-    table = Table("what", "value", title="one step", title_justify="left")
-    table.add_row("loss", _number(report.result["loss"], report))
-    for name, metric in report.result.get("metrics", {}).items():
-        table.add_row(name, _number(metric, report))
-    if report.forward is not None and report.backward is not None:
-        table.add_row("forward", f"{report.forward * 1e3:.2f} ms")
-        table.add_row("backward", f"{report.backward * 1e3:.2f} ms")
-    table.add_row("peak memory", f"{_bytes(report.peak)} above the tensors")
-    return table
-
-
-def _number(value: Any, report: Report) -> str:
-    if not hasattr(value, "dtype"):
-        return f"{value:.6g}"
-    kind = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if report.forward is None or value.ndim:
-        return kind
-    return f"{value.item():.6g} ({kind.partition('[')[0]})"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

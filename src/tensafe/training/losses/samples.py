@@ -80,7 +80,7 @@ class _Tensors(Mapping[str, Any]):
             spec = next((spec for spec in _CONVENTIONAL if spec.name == name), None)
             if not self._sample.on_demand or spec is None or _is_from_model(spec) is not self._from_model:
                 raise KeyError(name)
-            self.made[name] = self._sample.make(spec)
+            self._sample.put(self, name, spec)
         return self.made[name]
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +99,7 @@ class Sample:
     """Outputs and batch for one loss.
 
     Attributes:
-        outputs: What a model would have computed; floating-point tensors are leaves that require a gradient.
+        outputs: What a model would have computed; floating-point tensors require a gradient, and are no leaves.
         batch: What a data set would have provided.
         on_demand: Whether tensors of conventional names are made when asked for, as a plain function needs.
         axes: The axes whose sizes were used.
@@ -111,6 +111,8 @@ class Sample:
         self._settings = settings
         self._ignore_index = ignore_index
         self._generator = torch.Generator().manual_seed(settings.seed)
+        self._leaves: dict[str, Any] = {}
+        self._made: list[tuple[_Tensors, str, TensorSpec]] = []
         self.outputs = _Tensors(self, from_model=True)
         self.batch = _Tensors(self, from_model=False)
 
@@ -119,17 +121,32 @@ class Sample:
         place, keys = lookup_keys(spec, inputs)
         side = self.outputs if (place or ("outputs" if _is_from_model(spec) else "batch")) == "outputs" else self.batch
         if keys[0] not in side.made:
-            side.made[keys[0]] = self.make(spec)
+            self.put(side, keys[0], spec)
 
-    def make(self, spec: TensorSpec) -> Any:
+    def put(self, side: _Tensors, key: str, spec: TensorSpec) -> None:
         """Make one tensor."""
         shape = [size for dim in spec.dims for size in self._sizes(dim)]
         tensor = self._values(spec, shape).to(self._settings.device)
-        return tensor.requires_grad_() if tensor.is_floating_point() and _is_from_model(spec) else tensor
+        if side is self.outputs and tensor.is_floating_point() and _is_from_model(spec):
+            # a loss may write over what a model has computed, but not over a leaf; this one takes no memory
+            leaf = self._leaves[key] = torch.zeros_like(tensor[:0].sum()).expand(shape).requires_grad_()
+            tensor = tensor + leaf
+        side.made[key] = tensor
+        self._made.append((side, key, spec))
 
-    def leaves(self) -> dict[str, Any]:
-        """Return the tensors whose gradients a training step would use."""
-        return {name: tensor for name, tensor in self.outputs.made.items() if tensor.requires_grad}
+    def renew(self) -> None:
+        """Make all tensors again, with the values that they had at first, and without gradients."""
+        made, self._made = self._made, []
+        self.outputs.made.clear()
+        self.batch.made.clear()
+        self._leaves.clear()
+        self._generator.manual_seed(self._settings.seed)
+        for side, key, spec in made:
+            self.put(side, key, spec)
+
+    def gradients(self) -> dict[str, Any]:
+        """Return the gradient of each tensor for which a training step would use one; None where it has none."""
+        return {key: leaf.grad for key, leaf in self._leaves.items()}
 
     def _values(self, spec: TensorSpec, shape: list[int]) -> Any:
         if spec.kind == "bool":
@@ -186,6 +203,7 @@ def make_sample(loss: ResolvedLoss, settings: SampleSettings) -> Sample:
                 sample.add(spec, one.inputs)
     while (needed := _still_needed(loss, typed, sample)) is not None:
         sample.add(*needed)
+    sample.renew()  # the loss was called, and may have used them up
     return sample
 
 
