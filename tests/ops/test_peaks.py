@@ -54,7 +54,7 @@ def both(logits: Tensor) -> Tensor:
     return first.sum() + second.sum()
 
 
-LOGITS, STATES, SIDES = ((1024, 8192),), ((1024, 16), (8192, 16)), ((2048, 16),) * 2
+LOGITS, STATES, SIDES = ((512, 8192),), ((512, 16), (8192, 16)), ((2048, 16),) * 2
 PEAKS = {
     "cross_entropy": Peak(lambda x: cross_entropy(x, labels(x)).sum(), LOGITS, (2, 2)),
     "cross_entropy_dot": Peak(lambda x: cross_entropy_dot(x, labels(x), ones(x)), LOGITS, (2, 2)),
@@ -64,8 +64,8 @@ PEAKS = {
     "divergence": Peak(lambda x: divergence(x, x.detach()).sum(), LOGITS, (4.2, 4.2)),
     "divergence_dot": Peak(lambda x: divergence_dot(x, x.detach(), ones(x)), LOGITS, (4.2, 4.2)),
     "jsd": Peak(lambda x: divergence_dot(x, x.detach(), ones(x), Divergence("jsd")), LOGITS, (6, 6)),
-    "linear": Peak(lambda h, w: linear_cross_entropy(h, w, labels(h), chunk_size=64).sum(), STATES, (2, 34)),
-    "linear_dot": Peak(lambda h, w: linear_cross_entropy_dot(h, w, labels(h), ones(h), chunk_size=64), STATES, (2, 34)),
+    "linear": Peak(lambda h, w: linear_cross_entropy(h, w, labels(h), chunk_size=64).sum(), STATES, (2, 18)),
+    "linear_dot": Peak(lambda h, w: linear_cross_entropy_dot(h, w, labels(h), ones(h), chunk_size=64), STATES, (2, 18)),
     "info_nce": Peak(lambda a, b: info_nce(a, b, temperature=0.1).sum(), SIDES, (2, 2.5)),
     "info_nce_dot": Peak(lambda a, b: info_nce_dot(a, b, ones(a), temperature=0.1, symmetric=True), SIDES, (4, 4.5)),
 }
@@ -144,7 +144,7 @@ def test_a_gradient_over_the_logits_takes_nothing(form: str, dtype: torch.dtype)
         else:
             total = cross_entropy(logits, labels(logits), overwrite_logits=True).sum()
         torch.autograd.grad(total, logits)
-    assert meter.peak < (0.01 if dtype is torch.float32 else 0.15) * logits.nbytes
+    assert meter.peak < (0.01 if dtype is torch.float32 else 0.3) * logits.nbytes  # one chunk in float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

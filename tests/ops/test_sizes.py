@@ -94,8 +94,15 @@ def check(case: Case, draws: Draws, dtype: torch.dtype, vocab: int = 0) -> None:
         assert_gradients(leaves, expected.gradients, case.size, rounded=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        *((size, torch.float32) for size in SIZES),
+        ("a large vocabulary", torch.bfloat16),
+        ("just above", torch.bfloat16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", MAKE)
 def test_a_size(name: str, size: str, dtype: torch.dtype) -> None:
     draws = Draws(0)
