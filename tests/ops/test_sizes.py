@@ -67,7 +67,7 @@ SIZES = {
     "just below": (1023, 1025),
     "just enough": (1024, 1024),
     "just above": (1024, 1025),
-    "two classes": (600_000, 2),
+    "two classes": (530_000, 2),
     "no rows": (0, 50_000),
 }
 
