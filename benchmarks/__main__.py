@@ -99,7 +99,7 @@ def _wanted(parser: argparse.ArgumentParser, only: Sequence[str], rows: Sequence
     return [row for row in rows if not only or row in exact or row.name.startswith(tuple(beginnings))]
 
 
-def _options(options: argparse.Namespace) -> Options:
+def _options(options: argparse.Namespace, *, apart: bool = False) -> Options:
     return Options(
         rounds=QUICK if options.quick else Rounds(),
         device=options.device,
@@ -107,16 +107,18 @@ def _options(options: argparse.Namespace) -> Options:
         tiny=options.sizes == "tiny",
         peers=not options.no_peers,
         memory=not options.no_memory,
+        apart=apart,
     )
 
 
 def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Report:
     how = {"quick": options.quick, "threads": options.threads, "device": options.device, "sizes": options.sizes}
     report = Report(describe_machine(options.device), how, [], [])
+    apart = len(rows) > 1 and options.sizes == "full"
     with _progress() as progress:
         task = progress.add_task("", total=len(rows))
         for row in rows:
-            result = measure(row, _options(options), _ticker(progress, task, row.name))
+            result = measure(row, _options(options, apart=apart), _ticker(progress, task, row.name))
             report.rows.append(result)
             report.misses += misses(row, result)
             if options.json:  # after each row, lest an hour's work be lost

@@ -42,6 +42,7 @@ class Options(NamedTuple):
         tiny: Whether all sizes are tiny.
         peers: Whether other libraries take part.
         memory: Whether peaks are measured.
+        apart: Whether each row has a process of its own: what the allocator kept of one row makes the next one faster.
     """
 
     rounds: Rounds = Rounds()
@@ -50,6 +51,7 @@ class Options(NamedTuple):
     tiny: bool = False
     peers: bool = True
     memory: bool = True
+    apart: bool = False
 
 
 def measure(row: Row, options: Options, tick: Tick) -> Result:
@@ -60,7 +62,7 @@ def measure(row: Row, options: Options, tick: Tick) -> Result:
         options: How.
         tick: Told what is being done.
     """
-    if any(os.environ.get(name) != value for name, value in row.environment.items()):
+    if options.apart or any(os.environ.get(name) != value for name, value in row.environment.items()):
         return _in_child(row, options, tick)
     if row.kind == "check":
         return check_cost.measure(row, peers=options.peers, tick=tick)
@@ -152,8 +154,8 @@ def _measure_peaks(row: Row, setting: Setting, unit: int, result: Result, option
 
 
 def _in_child(row: Row, options: Options, tick: Tick) -> Result:
-    """Measure a row in a process that starts with its environment variables."""
-    tick(" ".join(f"{name}={value}" for name, value in row.environment.items()))
+    """Measure a row in a process of its own, which starts with the row's environment variables."""
+    tick(" ".join(["in a process of its own", *(f"{name}={value}" for name, value in row.environment.items())]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
         command = [sys.executable, "-m", "benchmarks", "--only", row.name, "--json", str(path), *_as_arguments(options)]

@@ -265,3 +265,9 @@ def test_a_label_out_of_range_is_an_index_error(name: str, label: int, way: str,
     labels[3] = label
     with going(Way(way, 16, by_vocabulary)), pytest.raises(IndexError, match="out of bounds"):
         LABELLED[name](labels)
+
+
+def test_the_usual_ignore_index_is_out_of_range_where_another_is_given() -> None:
+    labels = torch.tensor([1, -100, 0])
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy(torch.randn(3, VOCAB), labels, Formula(ignore_index=-1))

@@ -11,7 +11,7 @@ from tensafe.training.losses.adapter import ResolvedLoss, TypedLoss
 from tensafe.training.losses.contract import lookup_keys
 from tensafe.training.losses.registry import lookup
 from tensafe.training.losses.resolve import resolve_loss
-from tensafe.training.losses.samples import Sample, SampleSettings, make_sample
+from tensafe.training.losses.samples import IGNORED_SHARE, Sample, SampleSettings, make_sample
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -116,7 +116,7 @@ def _fake_tensors() -> Generator[None]:
 
     from tensafe.training.losses.ops.lean import predicting
 
-    with FakeTensorMode(allow_non_fake_inputs=True), predicting():
+    with FakeTensorMode(allow_non_fake_inputs=True), predicting(live_share=1 - IGNORED_SHARE):
         yield
 
 

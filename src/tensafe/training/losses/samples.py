@@ -19,7 +19,7 @@ from .contract import TensorSpec, is_variadic, lookup_keys
 from .errors import LossInputError, make_error
 from .guards import is_list
 
-__all__ = ["Sample", "SampleSettings", "make_sample"]
+__all__ = ["IGNORED_SHARE", "Sample", "SampleSettings", "make_sample"]
 
 # Names that a data set provides, though they hold floats; so does whatever starts like one of the prefixes.
 _FROM_DATA = frozenset({"labels", "targets", "advantages", "returns", "margins", "weights"})
@@ -48,7 +48,8 @@ _CONVENTIONAL = (
     TensorSpec("embeddings_a", "float", ("batch", "hidden")),
     TensorSpec("embeddings_b", "float", ("batch", "hidden")),
 )
-_MASKED_SHARE = 4  # one in so many labels of a row is ignored, like the prompt of a chat
+IGNORED_SHARE = 0.25
+"""Share of the labels of a row that are ignored, like the prompt of a chat."""
 
 
 class SampleSettings(NamedTuple):
@@ -161,7 +162,7 @@ class Sample:
             return torch.ones(shape, dtype=torch.int64)
         ids = torch.randint(0, self._settings.sizes.get("vocab", 2), shape, generator=self._generator)
         if self._ignore_index is not None and ids.ndim > 1 and spec.name.endswith("labels"):
-            ids[:, : shape[1] // _MASKED_SHARE] = self._ignore_index
+            ids[:, : int(shape[1] * IGNORED_SHARE)] = self._ignore_index
         return ids
 
     def _sizes(self, dim: str | int) -> list[int]:

@@ -24,8 +24,6 @@ from .rowwise import slices
 
 __all__ = ["Formula", "cross_entropy", "cross_entropy_dot", "plain_cross_entropy", "shift_left"]
 
-_SHORT = 512
-
 Visit = Callable[[Tensor, Tensor, slice], Tensor | None]
 
 
@@ -150,27 +148,26 @@ def shift_left(labels: Int[Tensor, "*batch seq"], fill: int) -> Int[Tensor, "*ba
 
 def _eager_cross_entropy(logits: Tensor, labels: Tensor, formula: Formula, class_weight: Tensor | None) -> Tensor:
     """Do as F.cross_entropy does, without a gradient of NaN where an ignored row holds one."""
+    # one look at the smallest label is less than the three small operations that masking takes
+    if formula.ignore_index < 0 < labels.numel() and type(labels) is Tensor and labels.is_cpu and labels.min() >= 0:
+        return F.cross_entropy(
+            logits,
+            labels,
+            class_weight,
+            ignore_index=formula.ignore_index,
+            label_smoothing=formula.label_smoothing,
+            reduction="none",
+        )
     log_probs = torch.log_softmax(logits, 1)
-    # A short list is searched faster than three small operations are begun.
-    if (
-        type(labels) is not Tensor
-        or not labels.is_cpu
-        or labels.numel() > _SHORT
-        or formula.ignore_index in _numbers(labels)
-    ):
-        # 0 * NaN is NaN: the backward pass of log-softmax must not see an ignored row. It reads this tensor, which
-        # nobody else has; masking the logits instead would take a copy of them.
-        clear_rows(log_probs.data, labels == formula.ignore_index)
+    # 0 * NaN is NaN: the backward pass of log-softmax must not see an ignored row. It reads this tensor, which
+    # nobody else has; masking the logits instead would take a copy of them.
+    clear_rows(log_probs.data, labels == formula.ignore_index)
     values = F.nll_loss(log_probs, labels, class_weight, ignore_index=formula.ignore_index, reduction="none")
     if not formula.label_smoothing:
         return values
     weighted = log_probs if class_weight is None else log_probs * class_weight
     uniform = torch.where(labels == formula.ignore_index, 0.0, -weighted.mean(1))
     return (1 - formula.label_smoothing) * values + formula.label_smoothing * uniform
-
-
-def _numbers(tensor: Tensor) -> list[Any]:
-    return tensor.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped in torch
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -26,6 +26,7 @@ __all__ = [
     "is_lean",
     "is_plain",
     "is_predicting",
+    "live_rows",
     "predicting",
     "rows_per_chunk",
     "scale_",
@@ -40,22 +41,34 @@ CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**19, 2**24
 _C: Any = torch._C
 _forward_ad: Any = forward_ad
 
-_predicting: ContextVar[bool] = ContextVar("predicting", default=False)
+_live_share: ContextVar[float | None] = ContextVar("live_share", default=None)
 
 
 @contextmanager
-def predicting() -> Generator[None]:
-    """Let fake and meta tensors take the path that real ones would, to count the bytes that a step needs."""
-    token = _predicting.set(True)
+def predicting(live_share: float = 1.0) -> Generator[None]:
+    """Let fake and meta tensors take the path that real ones would, to count the bytes that a step needs.
+
+    Args:
+        live_share: Which share of the rows is taken to count.
+    """
+    token = _live_share.set(live_share)
     try:
         yield
     finally:
-        _predicting.reset(token)
+        _live_share.reset(token)
 
 
 def is_predicting() -> bool:
     """Return whether what runs is only there to count bytes."""
-    return _predicting.get()
+    return _live_share.get() is not None
+
+
+def live_rows(live: Bool[Tensor, " n"]) -> Int[Tensor, " m"]:
+    """Return which rows are live; while predicting, as many as are said to be."""
+    share = _live_share.get()
+    if share is None:
+        return live.nonzero().view(-1)
+    return torch.arange(round(share * live.shape[0]), device=live.device)
 
 
 def is_lean(elements: int, *tensors: Shaped[Tensor, "*_"] | None) -> bool:
@@ -76,9 +89,9 @@ def is_plain(*tensors: Shaped[Tensor, "*_"] | None) -> bool:
     for tensor in tensors:  # no generator: this is most of what a small loss has to pay
         kind = type(tensor)
         if kind is Tensor or kind is Parameter or tensor is None:
-            if tensor is not None and tensor.is_meta and not _predicting.get():
+            if tensor is not None and tensor.is_meta and not is_predicting():
                 return True
-        elif kind is not FakeTensor or not _predicting.get():
+        elif kind is not FakeTensor or not is_predicting():
             return True
     return False
 

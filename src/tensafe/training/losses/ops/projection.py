@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .lean import compute_dtype, rows_per_chunk
+from .lean import compute_dtype, is_predicting, live_rows, rows_per_chunk
 from .row_scores import Formula, RowScores
 from .rowwise import slices
 
@@ -44,8 +44,8 @@ class Projection(NamedTuple):
 
         Elsewhere than on a CPU how many there are is a sync away: there what the others hold is dropped.
         """
-        if type(live) is Tensor and live.is_cpu:
-            places = live.nonzero().view(-1)
+        if live.is_cpu and (type(live) is Tensor or is_predicting()):
+            places = live_rows(live)
             if places.shape[0] == live.shape[0]:
                 return self, None
             return self._replace(hidden=self.hidden[places], labels=self.labels[places]), places
