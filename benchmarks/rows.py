@@ -82,7 +82,6 @@ TINY = {"rows": 12, "vocab": 50, "batch": 6, "hidden": 8}
 _LOGITS = {"rows": 1024, "vocab": 32_000}
 _HIDDEN = {"rows": 2048, "vocab": 128_256, "hidden": 1024}
 _HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-_BOTH = ("tensafe", "tensafe, per token")
 
 _LOSS_ROWS = (
     Row(
@@ -93,7 +92,6 @@ _LOSS_ROWS = (
         work="cross_entropy",
         sizes=_LOGITS,
         floor="copy",
-        held=_BOTH,
     ),
     Row(
         "ce-bf16",
@@ -104,7 +102,6 @@ _LOSS_ROWS = (
         sizes=_LOGITS,
         dtype="bfloat16",
         floor="copy",
-        held=_BOTH,
     ),
     Row(
         "ce-fp32-huge-pages",
@@ -114,7 +111,6 @@ _LOSS_ROWS = (
         work="cross_entropy",
         sizes=_LOGITS,
         floor="copy",
-        held=_BOTH,
         environment=_HUGE_PAGES,
     ),
     Row(
@@ -126,7 +122,6 @@ _LOSS_ROWS = (
         sizes=_LOGITS,
         dtype="bfloat16",
         floor="copy",
-        held=_BOTH,
         environment=_HUGE_PAGES,
     ),
     *(
