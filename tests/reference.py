@@ -129,13 +129,21 @@ def divergences(student: Tensor, teacher: Tensor, kind: str, beta: float, temper
     if kind == "jsd":
         log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log(1 - beta))
         return beta * _relative_entropy(log_p, log_m) + (1 - beta) * _relative_entropy(log_s, log_m)
+    if kind == "skew_kl":
+        return _relative_entropy(log_p, torch.logaddexp(log_p + math.log(beta), log_s + math.log(1 - beta)))
+    if kind == "skew_rkl":
+        return _relative_entropy(log_s, torch.logaddexp(log_s + math.log(beta), log_p + math.log(1 - beta)))
+    if kind == "symmetric_kl":
+        return beta * _relative_entropy(log_p, log_s) + (1 - beta) * _relative_entropy(log_s, log_p)
+    if kind == "tvd":
+        return (log_p.exp() - log_s.exp()).abs().sum(1) / 2
     return _relative_entropy(log_p, log_s) if kind == "forward_kl" else _relative_entropy(log_s, log_p)
 
 
 def info_nces(a: Tensor, b: Tensor, *, temperature: float, margin: float = 0.0, symmetric: bool = False) -> Tensor:
-    scores = (a @ b.T - margin * torch.eye(a.shape[0], dtype=torch.float64)) / temperature
-    forth, back = (-torch.log_softmax(scores, axis).diagonal() for axis in (1, 0))
-    return (forth + back) / 2 if symmetric else forth
+    scores = (a @ b.T - margin * torch.eye(a.shape[0], b.shape[0], dtype=torch.float64)) / temperature
+    forth = -torch.log_softmax(scores, 1).diagonal()
+    return (forth - torch.log_softmax(scores[:, : a.shape[0]], 0).diagonal()) / 2 if symmetric else forth
 
 
 def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:

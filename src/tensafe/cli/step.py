@@ -11,7 +11,8 @@ from tensafe.training.losses.adapter import ResolvedLoss, TypedLoss
 from tensafe.training.losses.contract import lookup_keys
 from tensafe.training.losses.registry import lookup
 from tensafe.training.losses.resolve import resolve_loss
-from tensafe.training.losses.samples import IGNORED_SHARE, Sample, SampleSettings, make_sample
+from tensafe.training.losses.sample_values import IGNORED_SHARE
+from tensafe.training.losses.samples import Sample, SampleSettings, make_sample
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

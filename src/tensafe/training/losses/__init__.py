@@ -9,7 +9,7 @@ Example:
 """
 
 from .adapter import ResolvedLoss
-from .contract import Alias
+from .contract import Alias, Values
 from .errors import (
     LossConfigError,
     LossInputError,
@@ -50,6 +50,7 @@ __all__ = [
     "TokenLoss",
     "UnknownLossError",
     "UnsafeTargetError",
+    "Values",
     "get_registered_losses",
     "missing_tensor",
     "register_loss",

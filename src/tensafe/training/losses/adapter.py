@@ -17,7 +17,7 @@ from .registry import is_registered
 from .returns import checked_return
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from .loss import Loss
     from .types import LossReturn
@@ -37,6 +37,8 @@ class ResolvedLoss(ABC):
     """
 
     name: str
+    _call_keywords: Collection[str] = COUNTS
+    """What a call may give that is no kwarg."""
 
     def __call__(self, outputs: Any, batch: Any, **overrides: Any) -> LossReturn:
         """Compute the loss.
@@ -47,7 +49,8 @@ class ResolvedLoss(ABC):
             **overrides: Kwargs for this call only, validated like any others; in eager mode. And the denominators of
                 a loss that is summed over accumulation steps and ranks, `num_items_in_batch` (of reduction `mean`) and
                 `num_sequences_in_batch` (of the `sequence_*` ones): a number >= 0, a 0-d tensor (whose value is not
-                looked at), or None. Both may also stand in the batch.
+                looked at), or None. Both may also stand in the batch. And `step` where a number of the loss has a
+                schedule: an int >= 0 or a 0-d tensor; it too may stand in the batch.
 
         Returns:
             `loss`, `metrics` and perhaps `auxiliary`; see `LossReturn`.
@@ -59,7 +62,7 @@ class ResolvedLoss(ABC):
         """
         if not overrides:
             return self._run(outputs, batch, {})
-        counts = {name: overrides.pop(name) for name in COUNTS if name in overrides}
+        counts = {name: overrides.pop(name) for name in self._call_keywords if name in overrides}
         loss = self._overridden(overrides) if overrides else self
         return loss._run(outputs, batch, counts)
 
@@ -242,7 +245,8 @@ class TypedLoss(_LossValue):
     def _located(self, error: LossInputError, outputs: Any, batch: Any) -> LossInputError:
         """Add the name of the loss to an error of `compute`, and what there is instead of a tensor that it misses."""
         check_containers(self.name, self.contract, outputs, batch)
-        message, hint = str(error), error.hint
+        hint = error.hint
+        message = str(error) if hint is None else str(error).removesuffix(f" {hint}")  # it is added again below
         missed = next((tensor for tensor in self.contract.tensors if error.loc == (tensor.name,)), None)
         if error.code == "missing-tensor" and missed is not None:
             found, nearest = what_there_is(missed, self.contract, self.inputs, outputs, batch)
@@ -268,6 +272,7 @@ class CombinedLoss(_LossValue):
         super().__init__(loss)
         self._signature = read_signature(loss, self.name)  # type: ignore[arg-type]  # a combinator has __call__
         self._unreduced = self.kwargs.get("reduction") == "none"
+        self._call_keywords = (*COUNTS, *self._signature.parameters)  # those of `__call__`; the kwargs are fields
 
     def bind(self, kwargs: Mapping[str, Any]) -> CombinedLoss:
         """Return the same loss with some kwargs replaced."""
@@ -277,8 +282,9 @@ class CombinedLoss(_LossValue):
         return (self.loss,)
 
     def _run(self, outputs: Any, batch: Any, counts: Mapping[str, Any]) -> LossReturn:
-        _check_counts(self.name, self._signature.counts, counts)
-        declared = {name: count for name, count in counts.items() if name in self._signature.counts}
+        taken = self._signature.counts.union(self._signature.parameters)
+        _check_counts(self.name, taken, counts)
+        declared = {name: count for name, count in counts.items() if name in taken}
         result = self.loss(outputs, batch, **declared)  # type: ignore[operator]  # see above
         return checked_return(result, self.name, unreduced=self._unreduced)
 

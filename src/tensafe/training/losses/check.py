@@ -120,7 +120,7 @@ def _tensor(tensor: TensorSpec) -> str:
 
 
 def _axis(dim: str) -> str:
-    return f"d_{dim.removeprefix('*')}"
+    return f"all_{dim[1:]}" if is_variadic(dim) else f"d_{dim}"  # `seq` and `*seq` may stand in one contract
 
 
 def _any_of(*kinds: str) -> str:

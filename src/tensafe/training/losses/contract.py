@@ -21,7 +21,7 @@ from .errors import LossConfigError, make_error, near_miss
 if TYPE_CHECKING:
     from .loss import Loss
 
-__all__ = ["DTYPES", "Alias", "Contract", "TensorSpec", "is_variadic", "lookup_keys", "read_contract"]
+__all__ = ["DTYPES", "Alias", "Contract", "TensorSpec", "Values", "is_variadic", "lookup_keys", "read_contract"]
 
 KINDS = {
     "Float": "float",
@@ -52,6 +52,34 @@ class Alias(NamedTuple):
     key: str
 
 
+class Values(NamedTuple):
+    """What a tensor holds, where its name does not say so: `Annotated[Float[Tensor, " batch"], Values(0, 1)]`.
+
+    Samples are made of such values, and pages show them. A call is not checked for them: on an accelerator that would
+    wait for the device.
+
+    Attributes:
+        low: Least value.
+        high: Largest value.
+        among: The only values, where there are few.
+        sums_to_one: Whether it holds probabilities along its last axis.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    among: tuple[float, ...] = ()
+    sums_to_one: bool = False
+
+    def __str__(self) -> str:
+        if self.among:
+            return f"one of {', '.join(f'{value:g}' for value in self.among)}"
+        if self.sums_to_one:
+            return "probabilities, which sum to 1 along the last axis"
+        if self.high is None:
+            return ">= " + f"{self.low:g}" if self.low is not None else "any"
+        return f"<= {self.high:g}" if self.low is None else f"in [{self.low:g}, {self.high:g}]"
+
+
 class TensorSpec(NamedTuple):
     """One tensor of a contract.
 
@@ -61,6 +89,7 @@ class TensorSpec(NamedTuple):
         dims: Axes: a name, `*name`, an integer, `_` (any size) or `...` (any axes).
         optional: Whether it may be absent.
         aliases: Further keys, tried in order when `name` is absent.
+        values: What it holds, where that is declared.
     """
 
     name: str
@@ -68,6 +97,7 @@ class TensorSpec(NamedTuple):
     dims: tuple[str | int, ...]
     optional: bool = False
     aliases: tuple[str, ...] = ()
+    values: Values | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}[{' '.join(str(dim) for dim in self.dims)}]"
@@ -135,7 +165,7 @@ def _read_parameter(parameter: inspect.Parameter, loss: type[Loss], owner: str) 
     if kind is None:
         _refuse(owner, parameter, f"has the unsupported kind {tensor.kind}", f"Supported: {', '.join(KINDS)}.")
     dims = _parse_dims(tensor.dims, parameter, owner)
-    return TensorSpec(parameter.name, kind, dims, optional, tuple(notes.aliases))
+    return TensorSpec(parameter.name, kind, dims, optional, tuple(notes.aliases), notes.values)
 
 
 def _refuse(owner: str, parameter: inspect.Parameter, problem: str, hint: str) -> NoReturn:
@@ -206,6 +236,7 @@ _STAND_INS = {
     "jaxtyping": types.SimpleNamespace(**_KIND_STAND_INS),
     "Annotated": Annotated,
     "Alias": Alias,
+    "Values": Values,
     "Optional": typing.Optional,
     "Union": typing.Union,
 }
@@ -262,6 +293,7 @@ class _Notes:
         self.others = False
         self.optional = False
         self.aliases: list[str] = []
+        self.values: Values | None = None
 
 
 def _collect(annotation: Any, notes: _Notes) -> None:
@@ -273,6 +305,7 @@ def _collect(annotation: Any, notes: _Notes) -> None:
     elif origin is Annotated:
         inner, *extras = typing.get_args(annotation)
         notes.aliases.extend(extra.key for extra in extras if isinstance(extra, Alias))
+        notes.values = next((extra for extra in extras if isinstance(extra, Values)), notes.values)
         _collect(inner, notes)
     elif origin in {typing.Union, types.UnionType}:
         for branch in typing.get_args(annotation):

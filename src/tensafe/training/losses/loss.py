@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LossConfigError, Problem, config_error, make_error
+from .figures import Figure
 from .problems import problems_of
 from .registry import get_registered_losses, register
 from .strict import StrictModel
@@ -51,6 +52,10 @@ class Loss(StrictModel):
     """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
     _leaner: ClassVar[Leaner | None] = None
     """The loss to use instead where memory is short; `tensafe check` tells what it would save."""
+    _family: ClassVar[str] = "other"
+    """What it is listed under, such as token, preference or policy gradient."""
+    _figure: ClassVar[Figure | None] = None
+    """What `tensafe plot` draws; None leaves the choice to it, which makes a sample and moves one element of it."""
     _name: ClassVar[str | None] = None
     _locals: ClassVar[Mapping[str, Any]] = {}
 

@@ -184,6 +184,8 @@ def expectation(schema: JsonSchema) -> str | None:
         return "one of " + ", ".join(_literal(value) for value in schema["enum"])
     if "const" in schema:
         return _literal(schema["const"])
+    if is_list(schema.get("type")):
+        return expectation({"anyOf": [{**schema, "type": kind} for kind in schema["type"]]})
     kind = _KINDS.get(schema.get("type", ""))
     return None if kind is None else kind + _bounds(schema)
 

@@ -1,29 +1,26 @@
 """Batches made from the tensors that a loss declares: what a person would otherwise write by hand to try it.
 
-Meaning follows the names that every loss shares: integer tensors are ids below `vocab`, `*logps` are <= 0, a `mask` is
-mostly true. What the data set would provide goes to the batch, what the model would compute to the outputs, with a
-gradient.
+What the data set would provide goes to the batch, what the model would compute to the outputs, with a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensafe._lazy import torch
 
-from .adapter import CombinedLoss, ResolvedLoss, TypedLoss
-from .contract import TensorSpec, is_variadic, lookup_keys
-from .errors import LossInputError, make_error
-from .guards import is_list
+from .adapter import TypedLoss
+from .contract import TensorSpec, Values, is_variadic, lookup_keys
+from .errors import LossConfigError, LossInputError, make_error
+from .nested import innermost, takes_step
+from .sample_values import Drawing, is_from_model
 
-__all__ = ["IGNORED_SHARE", "Sample", "SampleSettings", "make_sample"]
+if TYPE_CHECKING:
+    from .adapter import ResolvedLoss
+    from .loss import Loss
 
-# Names that a data set provides, though they hold floats; so does whatever starts like one of the prefixes.
-_FROM_DATA = frozenset({"labels", "targets", "advantages", "returns", "margins", "weights"})
-_FROM_DATA_PREFIXES = ("ref_", "old_", "teacher_", "target_", "token_", "sample_")
+__all__ = ["Sample", "SampleSettings", "make_sample", "sample_kwargs"]
 
 # What a plain function, which declares no tensors, may ask for by name.
 _CONVENTIONAL = (
@@ -48,8 +45,10 @@ _CONVENTIONAL = (
     TensorSpec("embeddings_a", "float", ("batch", "hidden")),
     TensorSpec("embeddings_b", "float", ("batch", "hidden")),
 )
-IGNORED_SHARE = 0.25
-"""Share of the labels of a row that are ignored, like the prompt of a chat."""
+_SIZES = {"k": 4, "group": 4, "classes": 10}
+"""Sizes of axes that have one of their own where none is asked for."""
+
+_STEP = TensorSpec("step", "int", (), values=Values(0, 0))
 
 
 class SampleSettings(NamedTuple):
@@ -79,7 +78,7 @@ class _Tensors(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self.made:
             spec = next((spec for spec in _CONVENTIONAL if spec.name == name), None)
-            if not self._sample.on_demand or spec is None or _is_from_model(spec) is not self._from_model:
+            if not self._sample.on_demand or spec is None or is_from_model(spec) is not self._from_model:
                 raise KeyError(name)
             self._sample.put(self, name, spec)
         return self.made[name]
@@ -106,12 +105,14 @@ class Sample:
         axes: The axes whose sizes were used.
     """
 
-    def __init__(self, settings: SampleSettings, *, on_demand: bool, ignore_index: int | None) -> None:
+    def __init__(
+        self, settings: SampleSettings, *, on_demand: bool, ignore_index: int | None, ids: str = "vocab"
+    ) -> None:
         self.on_demand = on_demand
         self.axes: set[str] = set()
         self._settings = settings
-        self._ignore_index = ignore_index
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        classes = settings.sizes.get(ids, _SIZES.get(ids, 2))
+        self._drawing = Drawing(torch.Generator().manual_seed(settings.seed), classes, ignore_index)
         self._leaves: dict[str, Any] = {}
         self._made: list[tuple[_Tensors, str, TensorSpec]] = []
         self.outputs = _Tensors(self, from_model=True)
@@ -120,7 +121,7 @@ class Sample:
     def add(self, spec: TensorSpec, inputs: Mapping[str, str]) -> None:
         """Make a declared tensor and put it where the loss looks for it; one that is there already stays."""
         place, keys = lookup_keys(spec, inputs)
-        side = self.outputs if (place or ("outputs" if _is_from_model(spec) else "batch")) == "outputs" else self.batch
+        side = self.outputs if (place or ("outputs" if is_from_model(spec) else "batch")) == "outputs" else self.batch
         if keys[0] not in side.made:
             self.put(side, keys[0], spec)
 
@@ -128,7 +129,7 @@ class Sample:
         """Make one tensor."""
         shape = [size for dim in spec.dims for size in self._sizes(dim)]
         tensor = self._values(spec, shape).to(self._settings.device)
-        if side is self.outputs and tensor.is_floating_point() and _is_from_model(spec):
+        if side is self.outputs and tensor.is_floating_point() and is_from_model(spec):
             # a loss may write over what a model has computed, but not over a leaf; this one takes no memory
             leaf = self._leaves[key] = torch.zeros_like(tensor[:0].sum()).expand(shape).requires_grad_()
             tensor = tensor + leaf
@@ -141,7 +142,7 @@ class Sample:
         self.outputs.made.clear()
         self.batch.made.clear()
         self._leaves.clear()
-        self._generator.manual_seed(self._settings.seed)
+        self._drawing.generator.manual_seed(self._settings.seed)
         for side, key, spec in made:
             self.put(side, key, spec)
 
@@ -150,32 +151,23 @@ class Sample:
         return {key: leaf.grad for key, leaf in self._leaves.items()}
 
     def _values(self, spec: TensorSpec, shape: list[int]) -> Any:
-        if spec.kind == "bool":
-            return torch.rand(shape, generator=self._generator) < 0.8
-        if spec.kind == "int":
-            return self._ids(spec, shape)
-        values = torch.randn(shape, generator=self._generator).to(getattr(torch, self._settings.dtype))
-        return -values.abs() if spec.name.endswith("logps") else values
-
-    def _ids(self, spec: TensorSpec, shape: list[int]) -> Any:
-        if spec.name.endswith("mask"):
-            return torch.ones(shape, dtype=torch.int64)
-        ids = torch.randint(0, self._settings.sizes.get("vocab", 2), shape, generator=self._generator)
-        if self._ignore_index is not None and ids.ndim > 1 and spec.name.endswith("labels"):
-            ids[:, : int(shape[1] * IGNORED_SHARE)] = self._ignore_index
-        return ids
+        values = self._drawing.values(spec, shape)
+        return values.to(getattr(torch, self._settings.dtype)) if values.is_floating_point() else values
 
     def _sizes(self, dim: str | int) -> list[int]:
         if isinstance(dim, int):
             return [dim]
-        if is_variadic(dim):  # rows of tokens; pairs, samples and the like have one axis
-            return [self._size("batch"), self._size("seq")] if dim == "*rows" else [self._size("batch")]
+        if dim == "*rows":  # of tokens
+            return [self._size("batch"), self._size("seq")]
+        if is_variadic(dim):  # pairs, samples and the like have one axis
+            return [self._size(dim[1:] if dim[1:] in self._settings.sizes else "batch")]
         return [self._size(dim)]
 
     def _size(self, dim: str) -> int:
         axis = "batch" if dim == "_" else dim
         self.axes.add(axis)
-        size = self._settings.sizes.get(axis)
+        sizes = self._settings.sizes
+        size = sizes.get(axis, sizes.get("seq") if axis.endswith("_seq") else _SIZES.get(axis))
         if size is None:
             raise make_error(
                 LossInputError,
@@ -187,17 +179,39 @@ class Sample:
         return size
 
 
+def sample_kwargs(loss: type[Loss]) -> dict[str, Any]:
+    """Return what a class cannot be made without: for each such kwarg the first of its field's `examples`.
+
+    Raises:
+        LossConfigError: A kwarg that is required has no example.
+    """
+    kwargs: dict[str, Any] = {}
+    while True:
+        try:
+            loss(**kwargs)
+        except LossConfigError as error:
+            missing = [str(problem.loc[0]) for problem in error.problems if problem.code == "missing-kwarg"]
+            examples = {name: field.examples for name, field in loss.model_fields.items() if field.examples}
+            if not missing or not set(missing) <= examples.keys() - kwargs.keys():
+                raise
+            kwargs |= {name: examples[name][0] for name in missing}
+        else:
+            return kwargs
+
+
 def make_sample(loss: ResolvedLoss, settings: SampleSettings) -> Sample:
     """Make outputs and batch for a loss, from the tensors that it and the losses inside it declare.
 
     Of optional tensors only those are made that the loss, called to find out, cannot do without. A plain function
     declares nothing: it gets the tensors that it asks for by a conventional name.
     """
-    losses = list(_inside(loss))
+    losses = list(innermost(loss))
     ignore_index = next((one.kwargs["ignore_index"] for one in losses if "ignore_index" in one.kwargs), None)
     on_demand = not all(isinstance(one, TypedLoss) for one in losses)
-    sample = Sample(settings, on_demand=on_demand, ignore_index=ignore_index)
     typed = [one for one in losses if isinstance(one, TypedLoss)]
+    sample = Sample(settings, on_demand=on_demand, ignore_index=ignore_index, ids=_axis_of_ids(typed))
+    if takes_step(loss):
+        sample.put(sample.batch, "step", _STEP)
     for one in typed:
         for spec in one.contract.tensors:
             if not spec.optional:
@@ -206,6 +220,12 @@ def make_sample(loss: ResolvedLoss, settings: SampleSettings) -> Sample:
         sample.add(*needed)
     sample.renew()  # the loss was called, and may have used them up
     return sample
+
+
+def _axis_of_ids(losses: list[TypedLoss]) -> str:
+    """Return the axis whose size integer tensors stay below."""
+    axes = {dim for one in losses for spec in one.contract.tensors for dim in spec.dims}
+    return "classes" if "classes" in axes and "vocab" not in axes else "vocab"
 
 
 def _still_needed(
@@ -222,29 +242,3 @@ def _still_needed(
                     return spec, one.inputs
         raise
     return None
-
-
-def _inside(loss: ResolvedLoss) -> Iterator[ResolvedLoss]:
-    """Yield the losses that do the work: the loss itself, or those that a combinator holds."""
-    if isinstance(loss, CombinedLoss):
-        for name in type(loss.loss).model_fields:
-            yield from _held(getattr(loss.loss, name))
-    else:
-        yield loss
-
-
-def _held(value: Any) -> Iterator[ResolvedLoss]:
-    if isinstance(value, ResolvedLoss):
-        yield from _inside(value)
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _held(getattr(value, name))
-    elif is_list(value):
-        for item in value:
-            yield from _held(item)
-
-
-def _is_from_model(spec: TensorSpec) -> bool:
-    if spec.kind in {"int", "bool"} or spec.name in _FROM_DATA:
-        return False
-    return not spec.name.startswith(_FROM_DATA_PREFIXES)

@@ -166,11 +166,12 @@ def _merged(by_loss: Mapping[str, JsonSchema]) -> JsonSchema:
 
 
 def _snippet(name: str, loss: LossSchema) -> JsonSchema:
-    """Return a spec to start from: every default but null, and a place to fill in for what has none."""
+    """Return a spec to start from: every default but null; an example, or a place to fill in, for what has none."""
     defaults = {kwarg: schema.get("default") for kwarg, schema in loss.properties.items()}
     kwargs: dict[str, Any] = {kwarg: default for kwarg, default in defaults.items() if default is not None}
     for index, kwarg in enumerate(loss.required, 1):
-        kwargs[kwarg] = [f"${index}"] if loss.properties[kwarg].get("type") == "array" else f"${index}"
+        blank = [f"${index}"] if loss.properties[kwarg].get("type") == "array" else f"${index}"
+        kwargs[kwarg] = loss.properties[kwarg].get("examples", [blank])[0]
     body = {"type": name, **({"kwargs": kwargs} if kwargs else {})}
     return {"label": name, "description": loss.kwargs["description"], "body": body}
 

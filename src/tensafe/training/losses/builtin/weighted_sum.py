@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
-from tensafe._lazy import torch
 from tensafe.training.losses.adapter import ResolvedLoss
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss, shorten
-from tensafe.training.losses.explain import make_reader
 from tensafe.training.losses.guards import is_list, is_mapping
 from tensafe.training.losses.loss import Loss
-from tensafe.training.losses.nested import TERM_SCHEMA, NestedLoss
+from tensafe.training.losses.nested import (
+    FROM_BATCH,
+    TERM_SCHEMA,
+    NestedLoss,
+    count_of,
+    scaled,
+    takes_step,
+    unfit_part,
+)
 from tensafe.training.losses.resolve import check_spec
+from tensafe.training.losses.schedules import Schedule, Scheduled, step_of
 from tensafe.training.losses.spec import SPEC_KEYS
 from tensafe.training.losses.strict import StrictModel
 
@@ -40,7 +47,9 @@ class WeightedTerm(StrictModel):
     model_config = ConfigDict(json_schema_extra={**TERM_SCHEMA, **_ONE_NUMBER})
 
     loss: NestedLoss
-    weight: float = Field(default=1.0, description="What the loss of this term is multiplied by.")
+    weight: Scheduled = Field(
+        default=1.0, description="What the loss of this term is multiplied by: a number, or a schedule of the step."
+    )
     name: str | None = Field(default=None, min_length=1, description="What to call the term among the metrics.")
 
     @model_validator(mode="before")
@@ -65,24 +74,24 @@ class WeightedTerm(StrictModel):
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
-        own = {"weight": self.weight, **({} if self.name is None else {"name": self.name})}
-        return {**self.loss.to_config(), **own}
+        weight = self.weight.to_config() if isinstance(self.weight, Schedule) else self.weight
+        return {**self.loss.to_config(), "weight": weight, **({} if self.name is None else {"name": self.name})}
 
     @model_validator(mode="after")
     def _one_number(self) -> Self:
-        if self.loss.kwargs.get("reduction") == "none":
-            message = "a term of a weighted sum must be one number; choose another reduction than none"
-            raise config_error([Problem("invalid-value", ("kwargs", "reduction"), message)], loss=None)
-        if self.loss.kwargs.get("overwrite_logits"):
-            message = "a term of a weighted sum cannot overwrite the logits: another may need them"
-            raise config_error([Problem("invalid-value", ("kwargs", "overwrite_logits"), message)], loss=None)
+        problem = unfit_part(self.loss, "a term of a weighted sum")
+        if problem is not None:
+            raise config_error([problem], loss=None)
         return self
 
+    @property
+    def takes_step(self) -> bool:
+        """Whether the weight has a schedule, or something inside the loss."""
+        return isinstance(self.weight, Schedule) or takes_step(self.loss)
 
-def _weighted(loss: Tensor, weight: float) -> Tensor:
-    if weight == 0:  # 0 even where the loss is infinite, and attached, so that every parameter keeps a gradient
-        return torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
-    return weight * loss
+
+def _present(weight: float | Schedule, step: Any, loss: Tensor) -> float | Tensor:
+    return weight.at(step, loss.dtype) if isinstance(weight, Schedule) else weight
 
 
 def _misspelt(key: str) -> Problem:
@@ -101,9 +110,15 @@ class WeightedSum(Loss, name="weighted_sum"):
         losses: The terms, at least one. In a config each is a loss spec with its weight:
             `{type: mse, weight: 0.5, kwargs: {...}, inputs: {...}, name: ...}`. `weight` is finite, default 1; a term
             of weight 0 is computed for its metrics and adds 0, but stays in the graph. `name` defaults to the type
-            (with a number when two terms share it).
-        metrics: Whether the result carries, for each term, `<name>/loss`, `<name>/weight` and its own metrics as
-            `<name>/<metric>`.
+            (with a number when two terms share it). A weight may also change with the step:
+            `{schedule: linear, start: 0, end: 1, steps: 1000, warmup: 100}`, where `schedule` is `linear`, `cosine`
+            (both from `start` to `end` within `steps`, after `warmup` steps at `start`), `step` (`end` from step
+            `steps` on) or `constant` (`start`).
+        step: How many steps were taken before this one: an int >= 0 or a 0-d integer tensor, in the call
+            (`loss_fn(outputs, batch, step=100)`) or in the batch. Only where a weight has a schedule, here or in a sum
+            inside; in a batch it is ignored where none has.
+        metrics: Whether the result carries, for each term, `<name>/loss`, `<name>/weight` (the present one) and its own
+            metrics as `<name>/<metric>`.
 
     Returns:
         The sum, 0-d.
@@ -111,8 +126,13 @@ class WeightedSum(Loss, name="weighted_sum"):
     Raises:
         LossInputError: From the terms; or `num_items_in_batch` (`num_sequences_in_batch`) is a single number, in the
             call or in the batch: terms count different things (tokens, pairs), so it takes a list with one entry per
-            term, None where there is none.
-        LossConfigError: A kwarg, here or inside a term, is unknown or out of range.
+            term, None where there is none. Or a weight has a schedule, and there is no step.
+        LossConfigError: A kwarg, here or inside a term, is unknown or out of range; or a call has a step, and no weight
+            has a schedule.
+
+    Note:
+        A step in the call does not make `torch.compile` start anew at each one: it takes at most two graphs for an int,
+        one for a tensor.
 
     Example:
         >>> import torch
@@ -125,8 +145,13 @@ class WeightedSum(Loss, name="weighted_sum"):
         The usual way to combine objectives, such as MPO: Wang et al., 2024, arXiv:2411.10442.
     """
 
+    _family: ClassVar[str] = "composition"
+
     losses: tuple[WeightedTerm, ...] = Field(
-        min_length=1, strict=False, description="The terms: loss specs, each with a weight."
+        min_length=1,
+        strict=False,
+        description="The terms: loss specs, each with a weight.",
+        examples=[["mse", {"type": "margin_ranking", "weight": 0.5}]],
     )
 
     @model_validator(mode="after")
@@ -139,22 +164,37 @@ class WeightedSum(Loss, name="weighted_sum"):
             raise config_error([Problem("repeated-name", ("losses", last, "name"), message)], loss=None)
         return self
 
+    @property
+    def takes_step(self) -> bool:
+        """Whether a weight has a schedule, here or in a term."""
+        return any(term.takes_step for term in self.losses)
+
     def __call__(
-        self, outputs: Any, batch: Any, *, num_items_in_batch: Any = None, num_sequences_in_batch: Any = None
+        self,
+        outputs: Any,
+        batch: Any,
+        *,
+        num_items_in_batch: Any = FROM_BATCH,
+        num_sequences_in_batch: Any = FROM_BATCH,
+        step: Any = None,
     ) -> LossReturn:
         """Return the weighted sum of the terms; see the class."""
         items = self._per_term("num_items_in_batch", num_items_in_batch, batch)
         sequences = self._per_term("num_sequences_in_batch", num_sequences_in_batch, batch)
+        step = step_of("weighted_sum", self.takes_step, step, batch)
         total: Any = None
         metrics: dict[str, Any] = {}
         for index, (term, name) in enumerate(zip(self.losses, self._names(), strict=True)):
             # given explicitly, None included, the term does not look for a count in the batch
-            result = term.loss(outputs, batch, num_items_in_batch=items[index], num_sequences_in_batch=sequences[index])
-            part = _weighted(result["loss"], term.weight)
+            counts = {"num_items_in_batch": items[index], "num_sequences_in_batch": sequences[index]}
+            told = {"step": step} if takes_step(term.loss) else {}
+            result = term.loss(outputs, batch, **counts, **told)
+            weight = _present(term.weight, step, result["loss"])
+            part = scaled(result["loss"], weight)
             total = part if total is None else total + part
             if self.metrics:
                 metrics[f"{name}/loss"] = result["loss"]
-                metrics[f"{name}/weight"] = term.weight
+                metrics[f"{name}/weight"] = weight
                 metrics.update({f"{name}/{key}": value for key, value in result.get("metrics", {}).items()})
         return {"loss": total, "metrics": metrics}
 
@@ -164,8 +204,7 @@ class WeightedSum(Loss, name="weighted_sum"):
         return [f"{name}_{index}" if name in shared else name for index, name in enumerate(plain)]
 
     def _per_term(self, name: str, counts: Any, batch: Any) -> Sequence[Any]:
-        if counts is None:
-            counts = make_reader(batch)(name)
+        counts = count_of(name, counts, batch)
         if counts is None:
             return [None] * len(self.losses)
         if not is_list(counts):
