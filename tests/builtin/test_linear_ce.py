@@ -472,3 +472,51 @@ def test_what_a_backend_cannot_do_is_refused_at_resolve_all_at_once(kwargs: Any,
 )
 def test_what_a_backend_can_do_is_accepted(kwargs: Any) -> None:
     assert resolve_loss("linear_ce", **kwargs).kwargs["backend"] == kwargs["backend"]
+
+
+# Weights
+
+
+@given(heads(), st.data(), st.sampled_from([*MODES, "none"]), st.sampled_from(CHUNKS))
+def test_weights_are_those_of_token_ce(drawn: Head, data: st.DataObject, mode: str, chunk_size: int | None) -> None:
+    some = st.sampled_from([0.0, 0.5, 1.0, 2.0])
+    shape = tuple(drawn.labels.shape)
+    of_tokens = data.draw(st.lists(some, min_size=math.prod(shape), max_size=math.prod(shape)))
+    of_samples = data.draw(st.lists(some, min_size=shape[0], max_size=shape[0]))
+    batch: dict[str, Any] = {"labels": drawn.labels}
+    if data.draw(st.booleans()):
+        batch["token_weights"] = torch.tensor(of_tokens).double().reshape(shape)
+    if data.draw(st.booleans()):
+        batch["sample_weights"] = torch.tensor(of_samples).double()
+    kwargs: dict[str, Any] = {
+        "reduction": mode,
+        "label_smoothing": data.draw(st.sampled_from([0.0, 0.3])),
+        "smoothing_formula": data.draw(st.sampled_from(["pytorch", "megatron"])),
+        "z_loss": data.draw(st.sampled_from([0.0, 0.01])),
+    }
+    if data.draw(st.booleans()):
+        kwargs["class_weights"] = data.draw(st.lists(some, min_size=drawn.vocab, max_size=drawn.vocab))
+    found = loss_and_gradients(resolve(chunk_size=chunk_size, **kwargs), drawn.outputs, batch)
+    assert_equal_to_token_ce(found, by_logits(drawn.outputs, batch, **kwargs), rtol=1e-9, atol=1e-10)
+
+
+def test_there_is_a_weight_for_each_class() -> None:
+    given = head()
+    with pytest.raises(
+        LossInputError, match=r"^linear_ce: class_weights must hold one number per class, 7; it holds 2"
+    ):
+        resolve(class_weights=[1, 2])(given.outputs, {"labels": given.labels})
+
+
+@pytest.mark.parametrize("backend", ["liger", "cce"])
+def test_other_libraries_have_no_class_weights(backend: str) -> None:
+    with pytest.raises(LossConfigError, match=rf"^linear_ce: class_weights: backend {backend} has only None"):
+        resolve(backend=backend, class_weights=[1, 2])
+
+
+@pytest.mark.parametrize("name", ["token_weights", "sample_weights"])
+def test_liger_cannot_weigh_tokens(name: str) -> None:
+    given = head()
+    weights = torch.ones(given.labels.shape if name == "token_weights" else given.labels.shape[:1])
+    with pytest.raises(LossInputError, match=rf"^linear_ce: backend liger: .* cannot honour '{name}'"):
+        resolve(backend="liger")(given.outputs, {"labels": given.labels, name: weights})

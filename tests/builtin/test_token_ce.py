@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference import cross_entropy, loss_and_gradients, reduced, token_ce
+from references.tokens import Weighted, assert_reduced, assert_slopes, weighted_tokens
 from strategies import Tokens, formulas, tokens
 from tensafe.training.losses import LossConfigError, LossInputError, ResolvedLoss, resolve_loss
 
@@ -594,3 +595,202 @@ def test_logits_that_are_written_anew_are_logits_again() -> None:
     with torch.no_grad():
         room.copy_(torch.zeros(2, 3, 5))
     assert loss_of(room.detach(), LABELS["labels"]).item() == pytest.approx(math.log(5))
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("labels", "kwargs", "batch", "expected"),
+    [
+        pytest.param([0, 1], {"class_weights": [1, 3]}, {}, (math.log(4) + 3 * math.log(4 / 3)) / 4, id="classes"),
+        pytest.param(
+            [0, 1], {"class_weights": [1, 3], "reduction": "sum"}, {}, math.log(4) + 3 * math.log(4 / 3), id="their sum"
+        ),
+        pytest.param([0, 1], {"class_weights": (0.0, 3.0)}, {}, math.log(4 / 3), id="a class of weight 0"),
+        pytest.param([0, 1], {"class_weights": [0, 0]}, {}, 0.0, id="no class counts"),
+        pytest.param([0, -100], {"class_weights": [2, 3]}, {}, math.log(4), id="one ignored"),
+        pytest.param(
+            [0, 0],
+            {"class_weights": [2, 4], "label_smoothing": 0.5},
+            {},
+            0.5 * math.log(4) + 0.25 * (math.log(4) + 2 * math.log(4 / 3)),
+            id="smoothed classes",
+        ),
+        pytest.param([0, 1], {}, {"token_weights": [1, 3]}, (math.log(4) + 3 * math.log(4 / 3)) / 4, id="tokens"),
+        pytest.param([0, 1], {}, {"token_weights": [0.0, 2.0]}, math.log(4 / 3), id="a token of weight 0"),
+        pytest.param([0, 1], {}, {"sample_weights": [1, 3]}, (math.log(4) + 3 * math.log(4 / 3)) / 4, id="samples"),
+        pytest.param(
+            [0, 1],
+            {"class_weights": [2, 1]},
+            {"token_weights": [3, 1], "sample_weights": [1, 5]},
+            (6 * math.log(4) + 5 * math.log(4 / 3)) / 11,
+            id="all",
+        ),
+        pytest.param(
+            [0, 0],
+            {"label_smoothing": 0.5, "smoothing_formula": "megatron"},
+            {},
+            math.log(4) - 0.5 * LN3,
+            id="megatron",
+        ),
+        pytest.param(
+            [0, 0], {"label_smoothing": 1.0, "smoothing_formula": "megatron"}, {}, math.log(4 / 3), id="all megatron"
+        ),
+    ],
+)
+def test_weights_by_hand(labels: Any, kwargs: Any, batch: Any, expected: float) -> None:
+    logits = torch.tensor([[0.0, LN3], [0.0, LN3]], dtype=torch.float64)
+    given = {"labels": torch.tensor(labels), **{name: torch.tensor(weights) for name, weights in batch.items()}}
+    assert resolve(**kwargs)({"logits": logits}, given)["loss"].item() == pytest.approx(expected, rel=1e-14, abs=1e-15)
+
+
+class_weights_of = st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=5, max_size=5)
+smoothings = st.sampled_from([0.0, 0.1, 1.0])
+
+
+@given(tokens(), class_weights_of, smoothings)
+def test_class_weights_are_torchs(drawn: Tokens, weights: list[float], smoothing: float) -> None:
+    weights = weights[: drawn.logits.shape[-1]]
+    flat, labels = drawn.logits.flatten(0, 1), drawn.labels.flatten()
+    share = torch.tensor(weights, dtype=torch.float64)
+    for mode in ("sum", "mean", "none"):
+        loss_fn = resolve(shift=False, reduction=mode, class_weights=weights, label_smoothing=smoothing)
+        leaf = flat.clone().requires_grad_()
+        expected = torch.nn.functional.cross_entropy(
+            leaf, labels, share, reduction=mode, label_smoothing=smoothing, ignore_index=-100
+        )
+        loss, gradients = loss_and_gradients(loss_fn, drawn.outputs, drawn.batch)
+        if mode == "mean" and not share[labels[labels != -100]].any():
+            assert loss == 0.0  # torch's is 0 / 0, or infinite
+            assert not gradients["logits"].any()
+        else:
+            (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+            torch.testing.assert_close(loss.flatten(), expected.detach().flatten())
+            torch.testing.assert_close(gradients["logits"].flatten(0, 1), gradient)
+
+
+@given(tokens(), class_weights_of, smoothings)
+def test_a_sequence_has_the_mean_of_its_own_class_weights(
+    drawn: Tokens, weights: list[float], smoothing: float
+) -> None:
+    weights = weights[: drawn.logits.shape[-1]]
+    kwargs = {"class_weights": weights, "label_smoothing": smoothing, "z_loss": 0.01}
+    found = loss_of(drawn.logits, drawn.labels, reduction="sequence_mean", **kwargs)
+    aligned = torch.nn.functional.pad(drawn.labels, (0, 1), value=-100)[:, 1:]
+    live = [index for index, row in enumerate(aligned.tolist()) if any(weights[y] for y in row if y != -100)]
+    alone = [loss_of(drawn.logits[index], aligned[index], **kwargs) for index in live]
+    torch.testing.assert_close(found, sum(alone, torch.zeros_like(found)) / max(len(alone), 1))
+
+
+def test_a_count_replaces_the_sum_of_the_class_weights() -> None:
+    logits, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 2])
+    kwargs = {"class_weights": [1, 0.5, 4], "label_smoothing": 0.1}
+    found = resolve(**kwargs)({"logits": logits}, {"labels": labels}, num_items_in_batch=10)["loss"]
+    torch.testing.assert_close(found, loss_of(logits, labels, reduction="sum", **kwargs) / 10)
+
+
+@given(tokens(least=1), smoothings, st.booleans())
+def test_megatrons_smoothing_is_uniform_over_the_others(drawn: Tokens, smoothing: float, weighted: bool) -> None:
+    vocab = drawn.logits.shape[-1]
+    weights = [1.0, 0.5, 2.0, 0.0, 3.0][:vocab] if weighted else None
+    loss_fn = resolve(
+        shift=False, label_smoothing=smoothing, smoothing_formula="megatron", class_weights=weights, reduction="sum"
+    )
+    loss, gradients = loss_and_gradients(loss_fn, drawn.outputs, drawn.batch)
+    leaf = drawn.logits.clone().requires_grad_()
+    is_label = drawn.labels.unsqueeze(-1) == torch.arange(vocab)
+    target = torch.where(is_label, 1 - smoothing, smoothing / max(vocab - 1, 1)).double()
+    costs = -torch.log_softmax(leaf, -1) * target * torch.tensor(weights or [1.0] * vocab, dtype=torch.float64)
+    expected = torch.where(drawn.labels == -100, 0.0, costs.sum(-1)).sum()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradients["logits"], torch.autograd.grad(expected, leaf)[0])
+
+
+@given(weighted_tokens(), st.booleans(), formulas())
+def test_every_reduction_of_weighted_tokens_is_that_of_the_formula(drawn: Weighted, shift: bool, formula: Any) -> None:
+    rows = drawn.rows(lambda scores, label: cross_entropy(scores, label, **formula), shift=shift)
+    assert_reduced(resolve(shift=shift, **formula), {"logits": drawn.logits}, drawn.batch, rows)
+
+
+@given(weighted_tokens(), smoothings)
+def test_the_gradient_of_weighted_tokens_is_that_of_the_formula(drawn: Weighted, smoothing: float) -> None:
+    assert_slopes(
+        resolve(label_smoothing=smoothing), drawn, lambda scores, label: cross_entropy(scores, label, smoothing)
+    )
+
+
+@given(tokens(rows=1), st.data())
+def test_a_whole_weight_is_as_many_tokens(drawn: Tokens, data: st.DataObject) -> None:
+    count = len(drawn.labels)
+    times = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), dtype=torch.int64)
+    found = resolve()(drawn.outputs, {**drawn.batch, "token_weights": times})
+    repeated = loss_of(drawn.logits.repeat_interleave(times, 0), drawn.labels.repeat_interleave(times))
+    torch.testing.assert_close(found["loss"], repeated)
+    assert found["metrics"]["num_tokens"] == ((times != 0) & (drawn.labels != -100)).sum()
+
+
+@pytest.mark.parametrize("mode", [*MODES, "none"])
+@pytest.mark.parametrize("junk", [math.nan, math.inf])
+def test_a_token_of_weight_0_may_hold_anything(mode: str, junk: float) -> None:
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    batch = {"labels": torch.tensor([[0, 1, 2, 1], [2, -100, 1, 0]]), "sample_weights": torch.tensor([0.5, 2.0])}
+    weights = torch.tensor([[junk, 1.0, 0.0, 2.0], [9.0, junk, 3.0, 0.0]])
+    kwargs = {"reduction": mode, "label_smoothing": 0.1, "class_weights": [1, 2, 0.5]}
+    clean = {**batch, "token_weights": weights.nan_to_num(0.0, 0.0)}
+    expected, right = loss_and_gradients(resolve(**kwargs), {"logits": logits}, clean)
+    spoilt = logits.clone()
+    spoilt[0, [1, 3]] = spoilt[1, [0, 2, 3]] = junk
+    # what is not finite counts for nothing either: the first label is never a target, and one is ignored
+    loss, gradients = loss_and_gradients(resolve(**kwargs), {"logits": spoilt}, {**batch, "token_weights": weights})
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradients["logits"], right["logits"])
+
+
+def test_weights_of_another_dtype_leave_the_loss_in_its_own() -> None:
+    logits, labels = torch.zeros(2, 3, 4), torch.ones(2, 3).long()
+    for dtype in (torch.float64, torch.float16, torch.int64):
+        batch = {"labels": labels, "token_weights": torch.ones(2, 3).to(dtype), "sample_weights": [1, 2]}
+        assert resolve()({"logits": logits}, batch)["loss"].dtype is torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 1), ()], ids=str)
+def test_sample_weights_are_one_per_sequence(shape: tuple[int, ...]) -> None:
+    batch = {"labels": torch.ones(2, 3).long(), "sample_weights": torch.ones(shape)}
+    with pytest.raises(LossInputError, match=r"^token_ce: 'sample_weights' must be"):
+        resolve()({"logits": torch.zeros(2, 3, 4)}, batch)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_there_is_a_weight_for_each_class(size: int) -> None:
+    message = rf"^token_ce: class_weights must hold one number per class, 4; it holds {size}\."
+    with pytest.raises(LossInputError, match=message) as caught:
+        loss_of(torch.zeros(2, 4), [0, 1], class_weights=[1.0] * size)
+    assert caught.value.loc == ("class_weights",)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"class_weights": []},
+        {"class_weights": [1.0, -0.5]},
+        {"class_weights": [math.nan]},
+        {"class_weights": [1.0, math.inf]},
+        {"class_weights": [True, False]},
+        {"class_weights": ["1"]},
+        {"class_weights": torch.ones(2)},
+        {"class_weights": 1.0},
+        {"smoothing_formula": "torch"},
+        {"smoothing_formula": None},
+    ],
+    ids=str,
+)
+def test_weights_and_formulas_that_there_are_not_are_refused(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(LossConfigError, match=f"^token_ce: {next(iter(kwargs))}"):
+        resolve_loss("token_ce", **kwargs)
+
+
+def test_a_config_keeps_class_weights() -> None:
+    loss_fn = resolve(class_weights=[1, 0.5], smoothing_formula="megatron")
+    assert resolve_loss(loss_fn.to_config()) == loss_fn
+    assert loss_fn.to_config()["kwargs"] == {"class_weights": [1.0, 0.5], "smoothing_formula": "megatron"}

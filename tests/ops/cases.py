@@ -17,6 +17,8 @@ from tensafe.training.losses.ops.divergence import Divergence, divergence, diver
 from tensafe.training.losses.ops.info_nce import info_nce, info_nce_dot
 from tensafe.training.losses.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_dot
 from tensafe.training.losses.ops.logps import logps, logps_and_entropy
+from tensafe.training.losses.ops.soft_cross_entropy import soft_cross_entropy
+from tensafe.training.losses.ops.unlikelihood import logps_and_unlikelihood
 
 OPS = "tensafe.training.losses.ops"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -183,6 +185,49 @@ def entropy_case(logits: Tensor, labels: Tensor, temperature: float) -> Case:
     return Case((logits,), values, None, in_float64, (0,), counts.repeat(2), size, results=2)
 
 
+def unlikelihood_case(logits: Tensor, labels: Tensor, negatives: Tensor, mean: bool) -> Case:
+    """Log-probabilities and the cost of negatives, one after the other."""
+    counts = (labels != -100).flatten()
+    flat = negatives.flatten(0, -2)
+    counted = (flat != -100) & (flat != labels.flatten().unsqueeze(1))
+    shares = counted / counted.sum(1, keepdim=True).double().clamp(min=1) if mean else counted.double()
+
+    def in_float64(which: Tensor, logits: Tensor) -> Tensor:
+        scores = logits.flatten(0, -2)
+        first, second = (each & counts for each in which.chunk(2))
+        picked = some(first, lambda: -reference.cross_entropies(scores[first], labels.flatten()[first]))
+        return torch.cat([picked, some(second, lambda: (shares[second] * costs(scores[second], flat[second])).sum(1))])
+
+    def costs(scores: Tensor, ids: Tensor) -> Tensor:
+        classes = torch.arange(scores.shape[1])
+        without = [scores.masked_fill(classes == each.unsqueeze(1), -math.inf) for each in ids.unbind(1)]
+        return torch.stack([torch.logsumexp(scores, 1) - torch.logsumexp(each, 1) for each in without], 1)
+
+    def values(logits: Tensor) -> Tensor:
+        return torch.cat([each.flatten() for each in logps_and_unlikelihood(logits, labels, negatives, mean=mean)])
+
+    size = largest(logits) * negatives.shape[-1]
+    return Case((logits,), values, None, in_float64, (0,), counts.repeat(2), size, results=2)
+
+
+def soft_case(logits: Tensor, targets: Tensor, counted: Tensor | None = None) -> Case:
+    """Cross-entropies and the sums of the targets, one after the other."""
+    counts = torch.ones(targets.shape[:-1], dtype=torch.bool) if counted is None else counted
+    counts = counts.flatten().repeat(2)
+
+    def in_float64(which: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        scores, q = logits.flatten(0, -2), targets.flatten(0, -2)
+        first, second = (which & counts).chunk(2)
+        values = some(first, lambda: -(q[first] * torch.log_softmax(scores[first], 1)).sum(1))
+        return torch.cat([values, some(second, lambda: q[second].sum(1))])
+
+    def values(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.cat([each.flatten() for each in soft_cross_entropy(logits, targets, counts=counted)])
+
+    size = largest(logits) * (1 + largest(targets.sum(-1)))
+    return Case((logits, targets), values, None, in_float64, (0, 1), counts, size, results=2)
+
+
 def divergence_case(student: Tensor, teacher: Tensor, formula: Divergence, counted: Tensor | None = None) -> Case:
     lead = student.shape[:-1]
     counts = torch.ones(math.prod(lead), dtype=torch.bool) if counted is None else counted.flatten()
@@ -297,8 +342,11 @@ formulas = st.builds(
     softcap=st.sampled_from([None, 2.0, 30.0]),
     scale=st.sampled_from([1.0, 0.5, 3.0]),
 )
-divergences = st.builds(
-    Divergence, st.sampled_from(["forward_kl", "reverse_kl", "jsd"]), st.sampled_from([0.5, 0.1, 0.9]), temperatures
+divergences = st.builds(  # no tvd: rounded to 16 bits, two probabilities may be equal, where it has no gradient
+    Divergence,
+    st.sampled_from(["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "symmetric_kl"]),
+    st.sampled_from([0.5, 0.1, 0.9]),
+    temperatures,
 )
 
 
@@ -336,6 +384,22 @@ def token_cases(draw: st.DrawFn, make: Callable[[Tensor, Tensor, float], Case]) 
 
 
 @st.composite
+def unlikelihood_cases(draw: st.DrawFn) -> Case:
+    lead, vocab, draws, share = draw(leads), draw(vocabularies), draw(seeds), draw(shares)
+    negatives = draws.labels(vocab, *lead, draw(st.integers(1, 3)))
+    logits = draws.normal(*lead, vocab, spread=4.0)
+    return unlikelihood_case(logits, draws.labels(vocab, *lead, share=share), negatives, draw(st.booleans()))
+
+
+@st.composite
+def soft_cases(draw: st.DrawFn) -> Case:
+    lead, vocab, draws = draw(leads), draw(vocabularies), draw(seeds)
+    logits, targets = draws.normal(*lead, vocab, spread=4.0), draws.normal(*lead, vocab).abs()
+    counts = draws.mask(*lead, share=draw(shares)) if draw(st.booleans()) else None
+    return soft_case(logits, torch.where(draws.mask(*lead, vocab), targets, 0.0), counts)
+
+
+@st.composite
 def divergence_cases(draw: st.DrawFn) -> Case:
     lead, vocab, draws = draw(leads), draw(vocabularies), draw(seeds)
     student, teacher = (draws.normal(*lead, vocab, spread=draw(st.sampled_from([1.0, 8.0]))) for _ in range(2))
@@ -347,9 +411,8 @@ def divergence_cases(draw: st.DrawFn) -> Case:
 def info_nce_cases(draw: st.DrawFn) -> Case:
     count, width, draws = draw(st.integers(0, 7)), draw(st.integers(1, 4)), draw(seeds)
     temperature, margin = draw(st.sampled_from([1.0, 0.2, 5.0])), draw(st.sampled_from([0.0, 0.3]))
-    return info_nce_case(
-        draws.normal(count, width), draws.normal(count, width), temperature, margin, draw(st.booleans())
-    )
+    candidates = draws.normal(count + draw(st.sampled_from([0, 0, 1, 5])), width)
+    return info_nce_case(draws.normal(count, width), candidates, temperature, margin, draw(st.booleans()))
 
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
@@ -357,6 +420,8 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "linear_cross_entropy": linear_cases(),
     "logps": token_cases(logps_case),
     "logps_and_entropy": token_cases(entropy_case),
+    "logps_and_unlikelihood": unlikelihood_cases(),
+    "soft_cross_entropy": soft_cases(),
     "divergence": divergence_cases(),
     "info_nce": info_nce_cases(),
 }
@@ -380,11 +445,18 @@ def _examples() -> dict[str, Case]:
         "linear_cross_entropy-full": linear_case(hidden, weight, bias, full),
         "logps": logps_case(logits, labels, 0.5),
         "logps_and_entropy": entropy_case(logits, labels, 0.5),
+        "logps_and_unlikelihood": unlikelihood_case(logits, labels, (labels + 1).unsqueeze(-1) % vocab, mean=False),
+        "soft_cross_entropy": soft_case(logits, others.softmax(-1), labels != -100),
         "forward_kl": divergence_case(logits, others, Divergence(), labels != -100),
         "reverse_kl": divergence_case(logits, others, Divergence("reverse_kl", temperature=2.0)),
         "jsd": divergence_case(logits, others, Divergence("jsd", 0.3)),
+        "skew_kl": divergence_case(logits, others, Divergence("skew_kl", 0.2, 0.5), labels != -100),
+        "skew_rkl": divergence_case(logits, others, Divergence("skew_rkl", 0.2)),
+        "symmetric_kl": divergence_case(logits, others, Divergence("symmetric_kl", 0.3, 2.0)),
+        "tvd": divergence_case(logits, others, Divergence("tvd", temperature=2.0), labels != -100),
         "info_nce": info_nce_case(a, b, 0.5, 0.1),
         "info_nce-symmetric": info_nce_case(a, b, 0.5, 0.1, symmetric=True),
+        "info_nce-negatives": info_nce_case(a, torch.cat([b, draws.normal(7, width)]), 0.5, 0.1, symmetric=True),
     }
 
 

@@ -53,3 +53,33 @@ def test_the_same_tensor_on_both_sides_gets_both_gradients(way: str, symmetric: 
         torch.autograd.backward(info_nce_dot(x, x, torch.ones(4), temperature=0.5, symmetric=symmetric))
         torch.autograd.backward(info_nce_dot(a, b, torch.ones(4), temperature=0.5, symmetric=symmetric))
     torch.testing.assert_close(gradient_of(x), gradient_of(a) + gradient_of(b))
+
+
+@every_way
+@symmetric_or_not
+def test_further_negatives_by_hand(way: str, symmetric: bool) -> None:
+    """Two pairs at right angles, and one more candidate, which is the first a itself."""
+    a = torch.eye(2)
+    with going(Way(way)):
+        values = info_nce(a, torch.cat([a, a[:1]]), temperature=1.0, symmetric=symmetric)
+    back = math.log(math.e + 1) - 1
+    forth = [math.log(2 * math.e + 1) - 1, math.log(math.e + 2) - 1]
+    assert values.tolist() == pytest.approx([(each + back) / 2 if symmetric else each for each in forth])
+
+
+@every_way
+def test_one_pair_may_have_negatives_of_its_own(way: str) -> None:
+    a, b = torch.ones(1, 2), torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    with going(Way(way)):
+        (value,) = info_nce(a, b, temperature=1.0).tolist()
+    assert value == pytest.approx(math.log(math.exp(2) + math.exp(1) + 1) - 2)
+
+
+@every_way
+def test_the_way_back_ignores_further_negatives(way: str) -> None:
+    draws = Draws(0)
+    a, b, more = draws.normal(5, 3), draws.normal(5, 3), draws.normal(4, 3)
+    with going(Way(way)):
+        both = info_nce(a, torch.cat([b, more]), temperature=0.4, symmetric=True)
+        forth, back = info_nce(a, torch.cat([b, more]), temperature=0.4), info_nce(b, a, temperature=0.4)
+    torch.testing.assert_close(both, (forth + back) / 2)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tensafe.training.losses.errors import Problem, config_error
+from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error
 from tensafe.training.losses.families.tokens import TokenCrossEntropy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Num
     from torch import Tensor
 
     from tensafe.training.losses.types import Elements
 
 
 _ABILITIES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "liger": {"reduction": ("sum", "mean"), "chunk_size": ("None",)},
-    "cce": {"label_smoothing": ("0.0",), "z_loss": ("0.0",), "chunk_size": ("None",)},
+    "liger": {"reduction": ("sum", "mean"), "chunk_size": ("None",), "class_weights": ("None",)},
+    "cce": {"label_smoothing": ("0.0",), "z_loss": ("0.0",), "chunk_size": ("None",), "class_weights": ("None",)},
 }
 """The values of kwargs that a backend of another library can do, where it cannot do all."""
 
@@ -29,7 +29,7 @@ _ABILITIES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 class LinearCE(TokenCrossEntropy, name="linear_ce"):
     r"""Cross-entropy of `token_ce`, from hidden states and the weight of the output layer: the logits are never held.
 
-    .. math:: \ell_t = (1 - \epsilon)\,(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -\log p_t[v]
+    .. math:: \ell_t = (1 - \epsilon)\,w_{y_t}(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -w_v \log p_t[v]
         + \zeta \Big(\log \sum_v e^{z_{tv}}\Big)^2, \quad p_t = \mathrm{softmax}(z_t), \quad
         z_t = c \tanh(s x_t / c), \quad x_t = W h_t + b
 
@@ -41,8 +41,13 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         labels: Target ids :math:`y`, integers `[batch seq]`, or `[N]`, in [0, vocab) or `ignore_index`. With
             `[batch seq hidden]` states, position t is scored against label t + 1.
         shift_labels: Labels that are aligned with the hidden states already; used instead of `labels`, never shifted.
+        token_weights: What the loss of each label is multiplied by, as in `token_ce`.
+        sample_weights: What all labels of a sequence are multiplied by, `[batch]`.
         ignore_index: Label of a position that does not count.
-        label_smoothing: :math:`\epsilon` in [0, 1], torch's definition.
+        label_smoothing: :math:`\epsilon` in [0, 1]: 0 is plain cross-entropy, 1 is uniform targets.
+        smoothing_formula: What :math:`\epsilon` is spread over, as in `token_ce`.
+        class_weights: :math:`w`, a number >= 0 for each of the V classes; None is 1 for all. `mean` and `sequence_mean`
+            divide by the weights of the labels, as torch does.
         z_loss: :math:`\zeta` >= 0, e.g. 1e-4; 0 leaves the term out.
         softcap: :math:`c` > 0, the bound that scores approach; None is no bound, :math:`z = s x`.
         logit_scale: :math:`s` > 0; 1 leaves the logits as they are.
@@ -60,8 +65,9 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         to the graph. A position that does not count adds nothing to any gradient, even where its hidden states are NaN.
 
     Raises:
-        LossInputError: A tensor is missing or does not fit; on CPU, a label is outside [0, vocab) and is not
-            `ignore_index`; the backend's library is not installed, or the tensors are not on CUDA.
+        LossInputError: A tensor is missing or does not fit, or `class_weights` is not as long as the vocabulary; on
+            CPU, a label is outside [0, vocab) and is not `ignore_index`; the backend's library is not installed, or
+            the tensors are not on CUDA; `liger` is given token or sample weights.
         LossConfigError: A kwarg is unknown or out of range, or the backend cannot do what is asked.
 
     Note:
@@ -109,18 +115,27 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         lm_head_bias: Float[Tensor, " vocab"] | None = None,
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        token_weights: Num[Tensor, "*rows"] | None = None,
+        sample_weights: Num[Tensor, " batch"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each label; see the class."""
         from tensafe.training.losses.ops.backends import backend
 
-        used, formula = self._aligned(hidden_states, labels, shift_labels), self._formula
+        if self.backend == "liger" and (token_weights is not None or sample_weights is not None):
+            raise _no_weights("token_weights" if token_weights is not None else "sample_weights")
+        targets = self._targets(hidden_states, labels, shift_labels, token_weights, sample_weights)
+        vocab = lm_head_weight.shape[0]
+        formula, class_weight = self._formula(vocab), self._class_weight(hidden_states, vocab)
         values, dot = backend(self.backend, hidden_states)
-        tensors = hidden_states, lm_head_weight, used
+        tensors = hidden_states, lm_head_weight, targets.labels
+        options: dict[str, Any] = {"bias": lm_head_bias, "chunk_size": self.chunk_size}
+        if class_weight is not None:  # the other libraries' functions do not have it
+            options["class_weight"] = class_weight
         return self._elements(
-            hidden_states,
-            used,
-            lambda: values(*tensors, formula, bias=lm_head_bias, chunk_size=self.chunk_size),
-            lambda c: dot(*tensors, c, formula, bias=lm_head_bias, chunk_size=self.chunk_size),
+            targets,
+            class_weight,
+            lambda: values(*tensors, formula, **options),
+            lambda c: dot(*tensors, c, formula, **options),
         )
 
     def explain(
@@ -130,6 +145,13 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         lm_head_bias: Float[Tensor, " vocab"] | None = None,
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        token_weights: Num[Tensor, "*rows"] | None = None,
+        sample_weights: Num[Tensor, " batch"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
         return self._wrong_labels(hidden_states, labels, shift_labels, lm_head_weight.shape[0])
+
+
+def _no_weights(name: str) -> LossInputError:
+    message = f"backend liger: liger-kernel counts every token alike, so it cannot honour {name!r}."
+    return make_error(LossInputError, message, code="backend", loc=(name,), hint="Use backend: torch.")

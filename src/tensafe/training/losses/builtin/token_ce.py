@@ -8,13 +8,15 @@ from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.families.tokens import TokenCrossEntropy
-from tensafe.training.losses.types import Elements, Leaner
+from tensafe.training.losses.types import Leaner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Num
     from torch import Tensor
+
+    from tensafe.training.losses.types import Elements
 
 
 def _project(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,7 +26,7 @@ def _project(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class TokenCE(TokenCrossEntropy, name="token_ce"):
     r"""Cross-entropy of each token's logits against the label that follows it: the loss of language modelling and SFT.
 
-    .. math:: \ell_t = (1 - \epsilon)\,(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -\log p_t[v]
+    .. math:: \ell_t = (1 - \epsilon)\,w_{y_t}(-\log p_t[y_t]) + \frac{\epsilon}{V} \sum_v -w_v \log p_t[v]
         + \zeta \Big(\log \sum_v e^{z_{tv}}\Big)^2, \quad p_t = \mathrm{softmax}(z_t), \quad
         z_t = c \tanh(s x_t / c)
 
@@ -34,8 +36,15 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
             `[batch seq vocab]` logits, position t is scored against label t + 1, as in Hugging Face models; the last
             position then has nothing to predict and does not count. `[N vocab]` logits are never shifted.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels;
+            aligned with the labels in use, and shifted with them. A label of weight 0 does not count.
+        sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
         ignore_index: Label of a position that does not count.
-        label_smoothing: :math:`\epsilon` in [0, 1], torch's definition: 0 is plain cross-entropy, 1 is uniform targets.
+        label_smoothing: :math:`\epsilon` in [0, 1]: 0 is plain cross-entropy, 1 is uniform targets.
+        smoothing_formula: `pytorch` spreads :math:`\epsilon` over all classes, as in the formula; `megatron` over the
+            V - 1 others than the label, which is `pytorch` with :math:`\epsilon V / (V - 1)`; at 1 the label has none.
+        class_weights: :math:`w`, a number >= 0 for each of the V classes; None is 1 for all. `mean` and `sequence_mean`
+            divide by the weights of the labels, as torch does.
         z_loss: :math:`\zeta` >= 0, e.g. 1e-4; 0 leaves the term out.
         softcap: :math:`c` > 0, the bound that scores approach; None is no bound, :math:`z = s x`.
         logit_scale: :math:`s` > 0; 1 leaves the logits as they are.
@@ -52,10 +61,10 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         to the graph; the gradient of a position that does not count is exactly zero, even where its logits are NaN.
 
     Raises:
-        LossInputError: A tensor is missing or does not fit; on CPU, a label is outside [0, vocab) and is not
-            `ignore_index`. On CUDA such a label trips torch's device-side assertion. With `overwrite_logits`: something
-            needs the logits again (they are a leaf of the graph, what made them keeps them, another loss has
-            overwritten them already, or backward is called twice).
+        LossInputError: A tensor is missing or does not fit, or `class_weights` is not as long as the vocabulary; on
+            CPU, a label is outside [0, vocab) and is not `ignore_index`. On CUDA such a label trips torch's device-side
+            assertion. With `overwrite_logits`: something needs the logits again (they are a leaf of the graph, what
+            made them keeps them, another loss has overwritten them already, or backward is called twice).
         LossConfigError: A kwarg is unknown or out of range.
 
     Note:
@@ -76,7 +85,8 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         Label smoothing: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015,
         arXiv:1512.00567, section 7. z-loss: Chowdhery et al., PaLM, 2022, arXiv:2204.02311, section 5. Softcap: Gemma
         Team, Gemma 2, 2024, arXiv:2408.00118, section 2. Equal to torch.nn.functional.cross_entropy on shifted logits
-        and labels, but for batches in which nothing counts, where torch gives NaN.
+        and labels, `class_weights` being its `weight`, but where the weights of all labels are 0 (or there are no
+        labels): torch's mean is then NaN or infinite. `megatron` is Megatron-LM's label smoothing.
     """
 
     _leaner: ClassVar[Leaner | None] = Leaner("linear_ce", _project)
@@ -90,23 +100,20 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         logits: Float[Tensor, "*rows vocab"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        token_weights: Num[Tensor, "*rows"] | None = None,
+        sample_weights: Num[Tensor, " batch"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each label; see the class."""
-        from tensafe.training.losses.ops.cross_entropy import cross_entropy, cross_entropy_dot
-
-        used, formula, over = self._aligned(logits, labels, shift_labels), self._formula, self.overwrite_logits
-        return self._elements(
-            logits,
-            used,
-            lambda: cross_entropy(logits, used, formula, overwrite_logits=over),
-            lambda c: cross_entropy_dot(logits, used, c, formula, overwrite_logits=over),
-        )
+        targets = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        return self._of_logits(logits, targets, overwrite_logits=self.overwrite_logits)
 
     def explain(
         self,
         logits: Float[Tensor, "*rows vocab"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        token_weights: Num[Tensor, "*rows"] | None = None,
+        sample_weights: Num[Tensor, " batch"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
         return self._wrong_labels(logits, labels, shift_labels, logits.shape[-1])

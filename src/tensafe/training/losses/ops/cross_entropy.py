@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from .fused import Fused, dot, results
@@ -125,31 +125,35 @@ def plain_cross_entropy(
     ignored = labels == formula.ignore_index
     clean = logits.masked_fill(ignored.unsqueeze(1), 0.0).to(compute_dtype(logits.dtype))
     scores = formula.scores(clean)
-    values = F.cross_entropy(
-        scores,
-        labels,
-        class_weight,
-        ignore_index=formula.ignore_index,
-        label_smoothing=formula.label_smoothing,
-        reduction="none",
-    )
+    if formula.label_smoothing <= 1:
+        values = F.cross_entropy(
+            scores,
+            labels,
+            class_weight,
+            ignore_index=formula.ignore_index,
+            label_smoothing=formula.label_smoothing,
+            reduction="none",
+        )
+    else:  # more than torch takes
+        values = _of_log_probs(torch.log_softmax(scores, 1), labels, formula, class_weight)
     if formula.z_loss:
         values = values + torch.where(ignored, 0.0, formula.z_loss * torch.logsumexp(scores, 1).square())
     return values
 
 
-def shift_left(labels: Int[Tensor, "*batch seq"], fill: int) -> Int[Tensor, "*batch seq"]:
-    """Return the labels moved one position to the left, so that position t holds the label of t + 1.
+def shift_left(labels: Num[Tensor, "*batch seq"], fill: int, steps: int = 1) -> Num[Tensor, "*batch seq"]:
+    """Return labels, or weights of theirs, moved to the left: position t then holds what belongs to t + `steps`.
 
-    Shifting the labels rather than the logits leaves the large tensor as it is; the last position gets `fill`.
+    Shifting the labels rather than the logits leaves the large tensor as it is; the last positions get `fill`.
     """
-    return F.pad(labels, (0, 1), value=fill)[..., 1:]
+    return F.pad(labels, (0, steps), value=fill)[..., steps:]
 
 
 def _eager_cross_entropy(logits: Tensor, labels: Tensor, formula: Formula, class_weight: Tensor | None) -> Tensor:
     """Do as F.cross_entropy does, without a gradient of NaN where an ignored row holds one."""
     # one look at the smallest label is less than the three small operations that masking takes
-    if formula.ignore_index < 0 < labels.numel() and type(labels) is Tensor and labels.is_cpu and labels.min() >= 0:
+    known = formula.ignore_index < 0 < labels.numel() and type(labels) is Tensor and labels.is_cpu
+    if known and formula.label_smoothing <= 1 and labels.min() >= 0:
         return F.cross_entropy(
             logits,
             labels,
@@ -162,6 +166,10 @@ def _eager_cross_entropy(logits: Tensor, labels: Tensor, formula: Formula, class
     # 0 * NaN is NaN: the backward pass of log-softmax must not see an ignored row. It reads this tensor, which
     # nobody else has; masking the logits instead would take a copy of them.
     clear_rows(log_probs.data, labels == formula.ignore_index)
+    return _of_log_probs(log_probs, labels, formula, class_weight)
+
+
+def _of_log_probs(log_probs: Tensor, labels: Tensor, formula: Formula, class_weight: Tensor | None) -> Tensor:
     values = F.nll_loss(log_probs, labels, class_weight, ignore_index=formula.ignore_index, reduction="none")
     if not formula.label_smoothing:
         return values

@@ -27,7 +27,7 @@ class _Scores(NamedTuple):
 
 def info_nce(
     a: Float[Tensor, "batch hidden"],
-    b: Float[Tensor, "batch hidden"],
+    b: Float[Tensor, "candidates hidden"],
     *,
     temperature: float,
     margin: float = 0.0,
@@ -39,10 +39,12 @@ def info_nce(
 
     Args:
         a: One side of the pairs, any float dtype; 16-bit ones are computed in float32.
-        b: The other side; row i is the partner of row i.
+        b: The other side; row i is the partner of row i. Rows beyond the last partner are further negatives, of every
+            row of `a`.
         temperature: :math:`\tau` > 0.
         margin: :math:`m`, taken off the similarity of each pair.
-        symmetric: Whether the value is the mean of both directions, :math:`s` and :math:`s^\top`.
+        symmetric: Whether the value is the mean of both directions, :math:`s` and :math:`s^\top`; in the second the
+            partners look for theirs among the rows of `a`, and further negatives look for nothing.
 
     Returns:
         Values in nats, float32 (float64 for float64).
@@ -55,7 +57,7 @@ def info_nce(
 
 def info_nce_dot(
     a: Float[Tensor, "batch hidden"],
-    b: Float[Tensor, "batch hidden"],
+    b: Float[Tensor, "candidates hidden"],
     coefficients: Float[Tensor, " batch"],
     *,
     temperature: float,
@@ -101,11 +103,13 @@ class _InfoNCE(Fused):
         scores, (a, b) = self._scores, inputs
         similarity = a @ b.T
         if scores.margin:
-            similarity = similarity - scores.margin * torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
+            similarity = similarity - scores.margin * torch.eye(*similarity.shape, dtype=a.dtype, device=a.device)
         scaled = similarity / scores.temperature
         positive = scaled.diagonal()
         forth = torch.logsumexp(scaled, 1) - positive
-        return ((forth + torch.logsumexp(scaled, 0) - positive) / 2 if scores.symmetric else forth,)
+        if not scores.symmetric:
+            return (forth,)
+        return ((forth + torch.logsumexp(scaled[:, : a.shape[0]], 0) - positive) / 2,)
 
 
 class _Side:
@@ -131,7 +135,7 @@ def _go_over(
         positive[at] = scored.diagonal(at.start)
         rows.largest[at] = scored.amax(1, keepdim=True)
         if scores.symmetric:
-            _add_to_columns(columns, scored, scratch)
+            _add_to_columns(columns, scored[:, :count], scratch)
         exponentiate(scored.sub_(rows.largest[at]), scored)
         rows.total[at] = scored.sum(1, keepdim=True)
         if upstream is not None and not scores.symmetric:
@@ -146,16 +150,17 @@ def _go_over(
 
 
 def _chunks(a: Tensor, b: Tensor, scores: _Scores) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield a slice, its rows of the score matrix, and as much room again (none where one direction is all)."""
-    count = a.shape[0]
-    step = rows_per_chunk(count, count, a.device)
-    room = torch.empty((2 if scores.symmetric else 1, step, count), dtype=a.dtype, device=a.device)
+    """Yield a slice, its rows of the score matrix, and room for those of the partners if both directions are wanted."""
+    count, width = a.shape[0], b.shape[0]
+    step = rows_per_chunk(count, width, a.device)
+    room = torch.empty((step, width), dtype=a.dtype, device=a.device)
+    scratch = torch.empty((step, count), dtype=a.dtype, device=a.device) if scores.symmetric else room
     for at in slices(0, count, step):
-        scored = room[0, : at.stop - at.start]
+        scored = room[: at.stop - at.start]
         torch.addmm(scored, a[at], b.T, beta=0, alpha=1 / scores.temperature, out=scored)
         if scores.margin:
             scored.diagonal(at.start).sub_(scores.margin / scores.temperature)
-        yield at, scored, room[-1, : at.stop - at.start]
+        yield at, scored, scratch[: at.stop - at.start]
 
 
 def _add_to_columns(columns: _Side, scored: Tensor, scratch: Tensor) -> None:
@@ -175,9 +180,10 @@ def _differentiate_both(
 ) -> None:
     rows, columns = sides
     for at, scored, scratch in _chunks(a, b, scores):
-        exponentiate(torch.sub(scored, columns.largest, out=scratch), scratch).mul_(upstream / (2 * columns.total))
+        partners = scored[:, : a.shape[0]]
+        exponentiate(torch.sub(partners, columns.largest, out=scratch), scratch).mul_(upstream / (2 * columns.total))
         exponentiate(scored.sub_(rows.largest[at]), scored).mul_(upstream[at].unsqueeze(1) / (2 * rows.total[at]))
-        scored.add_(scratch).diagonal(at.start).sub_(upstream[at])
+        partners.add_(scratch).diagonal(at.start).sub_(upstream[at])
         _add_products(into, scored, a, b, at, scores)
 
 

@@ -21,7 +21,7 @@ class Formula(NamedTuple):
 
     Attributes:
         ignore_index: Label of a row that does not count.
-        label_smoothing: :math:`\epsilon` in [0, 1], torch's definition.
+        label_smoothing: :math:`\epsilon` >= 0, torch's definition; at :math:`V / (V - 1)` the label has no share.
         z_loss: :math:`\zeta` >= 0, weight of the squared log-partition function (PaLM, arXiv:2204.02311).
         softcap: :math:`c` > 0, bound of the scores (Gemma 2, arXiv:2408.00118); None leaves :math:`z = s x`.
         scale: :math:`s` > 0, what the logits :math:`x` are multiplied by.

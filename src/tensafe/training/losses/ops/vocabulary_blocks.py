@@ -25,7 +25,8 @@ def over_vocabulary(
     count, vocab = labels.shape[0], weight.shape[0]
     rows = BlockScores(formula, labels, class_weight, vocab, projection.dtype)
     hidden = projection.hidden.to(projection.dtype)
-    width = min(vocab, max(_FEWEST, _LOGITS // max(count, 1)))
+    # a block of the weight is widened too, and its gradient is made in one go
+    width = min(vocab, max(_FEWEST, _LOGITS // max(count, weight.shape[1], 1)))
     buffer = torch.empty(count * width, dtype=projection.dtype, device=hidden.device)
 
     def project(classes: slice) -> tuple[Tensor, Tensor]:
