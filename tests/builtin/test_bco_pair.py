@@ -1,0 +1,44 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+
+from reference import loss_and_gradients
+from references.preference import BAD_BETAS, BETAS, EVEN, MODES, Batch, Pair, batches, bco_pair, check, each, loss_of
+from tensafe.training.losses import LossConfigError, resolve_loss
+
+
+@pytest.mark.parametrize(
+    ("pair", "kwargs", "expected"),
+    [
+        pytest.param(EVEN, {"beta": 0.5}, 2 * math.log1p(math.exp(-0.5)), id="as it should be"),
+        pytest.param(Pair(-1.0, -2.0, -1.0, -2.0), {}, 2 * math.log(2), id="at the reference"),
+    ],
+)
+def test_a_loss_by_hand(pair: Pair, kwargs: Any, expected: float) -> None:
+    assert loss_of("bco_pair", pair, **kwargs).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@given(batches(), BETAS, MODES)
+def test_it_is_the_formula_and_the_gradient_its_slope(drawn: Batch, beta: float, mode: str) -> None:
+    check("bco_pair", each(bco_pair), drawn, mode, beta=beta)
+
+
+@pytest.mark.parametrize("lead", [1e4, -1e4])
+def test_it_is_finite_however_far_apart_the_pair(lead: float) -> None:
+    outputs = {
+        "chosen_logps": torch.tensor([-1.0 + min(lead, 0)]),
+        "rejected_logps": torch.tensor([-1.0 - max(lead, 0)]),
+    }
+    ref = {"ref_chosen_logps": torch.tensor([-1.0]), "ref_rejected_logps": torch.tensor([-1.0])}
+    loss, gradients = loss_and_gradients(resolve_loss("bco_pair", beta=1.0), outputs, ref)
+    assert loss.isfinite()
+    assert all(gradient.isfinite() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(("kwarg", "value"), [*BAD_BETAS])
+def test_a_kwarg_out_of_range_is_refused(kwarg: str, value: Any) -> None:
+    with pytest.raises(LossConfigError, match=rf"^bco_pair: {kwarg}: "):
+        resolve_loss("bco_pair", **{kwarg: value})
