@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference import contrastive, elements, loss_and_gradients, reduced
+from references.embedding import info_nce
 from strategies import embeddings
 from tensafe.training.losses import LossConfigError, resolve_loss
 
@@ -112,6 +113,32 @@ def test_one_side_may_be_a_constant(wanted: str) -> None:
     leaves = {name: x.clone().requires_grad_(name == wanted) for name, x in outputs.items()}
     torch.autograd.backward(resolve_loss("contrastive")(leaves, {})["loss"])
     torch.testing.assert_close(leaves[wanted].grad, both[wanted])
+
+
+def test_hard_negatives_by_hand() -> None:
+    """Two pairs at right angles; each has its own partner and the other's as negatives: all come thrice."""
+    negatives = torch.stack([EYE, EYE])
+    outputs = {"embeddings_a": EYE, "embeddings_b": EYE, "embeddings_negative": negatives}
+    loss = resolve_loss("contrastive", temperature=1.0)(outputs, {})["loss"]
+    alone = math.log1p(math.exp(-1))
+    assert loss.item() == pytest.approx((alone + math.log(3) + alone) / 2)
+
+
+@pytest.mark.parametrize("mode", ["mean", "none"])
+def test_hard_negatives_of_all_are_candidates_in_the_first_direction(mode: str) -> None:
+    drawn = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    outputs = dict(zip(("embeddings_a", "embeddings_b"), drawn.unbind(1)[:2], strict=True))
+    outputs["embeddings_negative"] = drawn[:, 2:]
+    loss_fn = resolve_loss("contrastive", temperature=0.5, margin=0.2, reduction=mode)
+    loss, gradients = loss_and_gradients(loss_fn, outputs)
+    values = info_nce(*outputs.values(), scale=2.0, margin=0.2, symmetric=True)
+    assert loss.reshape(-1).tolist() == pytest.approx(values if mode == "none" else [sum(values) / 5])
+    leaves = [tensor.clone().requires_grad_() for tensor in outputs.values()]
+    a, b, n = (torch.nn.functional.normalize(leaf, dim=-1) for leaf in leaves)
+    scores = (a @ torch.cat([b, n.reshape(-1, 3)]).T - 0.2 * torch.eye(5, 15).double()) / 0.5
+    expected = (scores.logsumexp(1) + scores[:, :5].logsumexp(0)).sum() / 2 - scores.diagonal().sum()
+    expected = expected / 5 if mode == "mean" else expected
+    torch.testing.assert_close(tuple(gradients.values()), torch.autograd.grad(expected, leaves), rtol=1e-9, atol=1e-12)
 
 
 @given(embeddings())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference import elements, loss_and_gradients, mse, reduced
+from references.regression import Drawn, drawn
 from strategies import twins
 from tensafe.training.losses import LossConfigError, resolve_loss
 
@@ -92,3 +93,20 @@ def test_it_has_no_metrics() -> None:
 def test_a_wrong_kwarg_is_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(LossConfigError, match=f"{next(iter(kwargs))}: "):
         resolve_loss("mse", **kwargs)
+
+
+@pytest.mark.parametrize(("mask", "expected"), [([True, False], 9.0), ([True, True], 5.0), ([False, False], 0.0)])
+def test_only_what_the_mask_counts_counts(mask: list[bool], expected: float) -> None:
+    batch = {"targets": torch.tensor([1.0, 2.0]), "mask": torch.tensor(mask)}
+    loss, gradients = loss_and_gradients(resolve_loss("mse"), {"predictions": torch.tensor([4.0, 3.0])}, batch)
+    assert loss == expected
+    assert gradients["predictions"].tolist() == [6.0 * mask[0] / max(sum(mask), 1), 2.0 * mask[1] / max(sum(mask), 1)]
+
+
+@given(drawn(), st.sampled_from(["none", "mean"]))
+def test_what_does_not_count_has_no_effect(it: Drawn, mode: str) -> None:
+    loss_fn = resolve_loss("mse", reduction=mode)
+    loss, gradients = loss_and_gradients(loss_fn, *it.named("predictions"))
+    spoilt, spoilt_gradients = loss_and_gradients(loss_fn, *it.spoilt().named("predictions"))
+    assert torch.equal(spoilt, loss)
+    assert torch.equal(spoilt_gradients["predictions"], gradients["predictions"])

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tensafe._lazy import torch
-from tensafe.training.losses.loss import ElementLoss
-from tensafe.training.losses.types import Elements
+from tensafe.training.losses.families.embedding import InBatchLoss
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from tensafe.training.losses.types import Elements
 
-class Contrastive(ElementLoss, name="contrastive"):
+
+class Contrastive(InBatchLoss, name="contrastive"):
     r"""Symmetric InfoNCE: each embedding must find its partner among all of the batch, in both directions.
 
     .. math:: \ell_i = \tfrac12\big[\mathrm{CE}_i(S') + \mathrm{CE}_i(S'^\top)\big], \quad
@@ -24,14 +24,16 @@ class Contrastive(ElementLoss, name="contrastive"):
     Args:
         embeddings_a: One side of the pairs :math:`a`, float `[batch hidden]`, of any length: cosines are taken.
         embeddings_b: The other side :math:`b`, same shape; row i is the partner of row i.
+        embeddings_negative: Hard negatives, float `[batch k hidden]`, if there are any: all of the batch, `batch * k`,
+            are further candidates of every :math:`a_i`: columns of the first :math:`S'`, not of the second.
         temperature: :math:`\tau` > 0; the smaller, the more the hardest negatives count.
         margin: :math:`m` >= 0, taken off the cosine of each pair (additive margin); 0 is plain InfoNCE.
         reduction: See `ElementLoss`; `none` gives one value per pair.
         metrics: Whether the result carries `positive_similarity`, the mean cosine of the pairs, in [-1, 1].
 
     Returns:
-        The loss in nats, 0-d. A batch of one pair gives 0.0 (there is no negative), an empty one too, attached to
-        the graph. A zero embedding has cosine 0 with all, and a bounded gradient.
+        The loss in nats, 0-d. A batch of one pair gives 0.0 (without hard negatives there is none), an empty one too,
+        attached to the graph. A zero embedding has cosine 0 with all, and a bounded gradient.
 
     Raises:
         LossInputError: A tensor is missing (`embeddings_b` too: there is no fall-back to self-similarity), or the
@@ -41,6 +43,8 @@ class Contrastive(ElementLoss, name="contrastive"):
     Note:
         The samples of a batch are each other's negatives, so the loss is no sum over samples: cutting a batch into
         micro-batches changes it, and per-sample gradient clipping (DP-SGD) does not bound its sensitivity.
+        Without negatives and margin it is pytorch-metric-learning's `NTXentLoss` with a `CosineSimilarity`, between the
+        two sides and averaged over both directions, and the loss of CLIP.
 
     Example:
         >>> import torch
@@ -59,21 +63,20 @@ class Contrastive(ElementLoss, name="contrastive"):
     margin: float = Field(default=0.0, ge=0, description="Additive margin taken off the cosine of each pair.")
 
     def compute(
-        self, embeddings_a: Float[Tensor, "batch hidden"], embeddings_b: Float[Tensor, "batch hidden"]
+        self,
+        embeddings_a: Float[Tensor, "batch hidden"],
+        embeddings_b: Float[Tensor, "batch hidden"],
+        embeddings_negative: Float[Tensor, "batch k hidden"] | None = None,
     ) -> Elements:
         """Return the mean of both directions for each pair; see the class."""
-        from tensafe.training.losses.ops.info_nce import info_nce, info_nce_dot
         from tensafe.training.losses.ops.similarity import unit
 
-        a, b = unit(embeddings_a), unit(embeddings_b)
-        tau, margin = self.temperature, self.margin
-
-        def dot(coefficients: Tensor) -> Tensor:
-            return info_nce_dot(a, b, coefficients, temperature=tau, margin=margin, symmetric=True)
-
-        return Elements(
-            lambda: info_nce(a, b, temperature=tau, margin=margin, symmetric=True),
-            torch.ones_like(a[:, 0]),
-            {"positive_similarity": (a * b).detach().sum(1)} if self.metrics else None,
-            dot,
+        negatives = None if embeddings_negative is None else unit(embeddings_negative)
+        return self._info_nce(
+            unit(embeddings_a),
+            unit(embeddings_b),
+            negatives,
+            temperature=self.temperature,
+            margin=self.margin,
+            symmetric=True,
         )

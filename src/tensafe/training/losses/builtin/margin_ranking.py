@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -46,6 +46,8 @@ class MarginRanking(ElementLoss, name="margin_ranking"):
     References:
         Equal to torch.nn.functional.margin_ranking_loss with target 1; its default margin is 0.
     """
+
+    _family: ClassVar[str] = "ranking"
 
     margin: float = Field(default=1.0, ge=0, description="Distance by which the chosen score should be the higher one.")
 
