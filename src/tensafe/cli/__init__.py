@@ -1,4 +1,4 @@
-"""The `tensafe` command: validate, check, list, show, schema, init.
+"""The `tensafe` command: validate, check, list, show, plot, docs, schema, init.
 
 Each subcommand imports what it needs when it runs, so that `validate` never pays for torch.
 """
@@ -31,6 +31,13 @@ class Format(StrEnum):
     github = "github"
 
 
+class Page(StrEnum):
+    """How `show` writes."""
+
+    text = "text"
+    markdown = "markdown"
+
+
 class DType(StrEnum):
     """Dtypes that `check` makes its floating-point tensors in."""
 
@@ -43,6 +50,11 @@ class DType(StrEnum):
 Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="MODULE", help="Module that dotted paths in the file may import; repeatable."),
+]
+
+Modules = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Import a module first, for the losses it registers."),
 ]
 
 
@@ -110,19 +122,65 @@ def check(
 
 
 @app.command("list")
-def list_() -> None:
-    """List the losses that there are."""
+def list_(modules: Modules = None) -> None:
+    """List the losses that there are, by family."""
     from .describe import run_list
 
-    raise typer.Exit(run_list())
+    raise typer.Exit(run_list(modules or []))
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Registered name of a loss.")]) -> None:
-    """Show a loss: formula, tensors, kwargs with defaults and ranges, paper."""
+def show(
+    name: Annotated[str, typer.Argument(help="Registered name of a loss.")],
+    format: Annotated[Page, typer.Option("--format", help="Text for a terminal, or a page of Markdown.")] = Page.text,
+    modules: Modules = None,
+) -> None:
+    """Show a loss: formula, tensors, kwargs with defaults and ranges, reductions, examples, paper."""
     from .describe import run_show
 
-    raise typer.Exit(run_show(name))
+    raise typer.Exit(run_show(name, modules or [], as_markdown=format is Page.markdown))
+
+
+@app.command()
+def plot(
+    name: Annotated[str | None, typer.Argument(help="Registered name of a loss.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="KWARG=A,B,C", help="One line for each of these values of a kwarg.")
+    ] = None,
+    kwarg: Annotated[
+        list[str] | None, typer.Option("--kwarg", metavar="NAME=VALUE", help="Another kwarg; repeatable.")
+    ] = None,
+    input: Annotated[str | None, typer.Option(metavar="TENSOR", help="The tensor of which one element moves.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="NAME.png by default; with --all, a folder.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Draw every loss, as its page shows it.")] = False,
+    modules: Modules = None,
+) -> None:
+    """Draw value and gradient of a loss against one element of a tensor, over the values of a kwarg."""
+    from .plot import run, run_all
+
+    if every == (name is not None):
+        raise typer.BadParameter("name one loss, or draw them --all", param_hint="NAME")
+    if every and (sweep or kwarg or input):
+        raise typer.BadParameter("it belongs to one loss; with --all each has its own figure", param_hint="--all")
+    if name is None:
+        raise typer.Exit(run_all(output or Path(), modules or []))
+    raise typer.Exit(run(name, output, modules or [], sweep=sweep, kwargs=kwarg or [], tensor=input))
+
+
+@app.command()
+def docs(
+    write: Annotated[Path, typer.Option("--write", metavar="DIR", help="Where the pages are.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 if a page is out of date.")
+    ] = False,
+    modules: Modules = None,
+) -> None:
+    """Write a page about each loss, and an index by family; with the pictures of `plot` that lie beside them."""
+    from .pages import run
+
+    raise typer.Exit(run(write, modules or [], check=check))
 
 
 @app.command()
@@ -131,10 +189,7 @@ def schema(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="DIR", help="Write all schemas into a directory.")
     ] = None,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option("--import", metavar="MODULE", help="Import a module first, for the losses it registers."),
-    ] = None,
+    modules: Modules = None,
 ) -> None:
     """Print the JSON Schema of a config or of one loss, for editors and CI."""
     from .schema import run

@@ -1,93 +1,109 @@
-"""`tensafe list` and `tensafe show`: what losses there are, and what one of them is."""
+"""`tensafe list` and `tensafe show`: what losses there are, and what one of them is, on a terminal."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from tensafe.training.losses.contract import Contract, read_contract
 from tensafe.training.losses.errors import TensafeError
-from tensafe.training.losses.loss import Loss
-from tensafe.training.losses.problems import expectation
-from tensafe.training.losses.protocol import read_signature
 from tensafe.training.losses.registry import lookup, names
+
+from .docstrings import blocks, entries
+from .examples import python_example, yaml_example
+from .facts import VARIADIC, families_in_order, family_of, kwarg_facts, read_facts, summary_of, tensor_facts
+from .pages import page
+from .source import import_modules
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from .facts import Facts
 
 __all__ = ["run_list", "run_show"]
 
+_BROKEN = "cannot be loaded"
 
-def run_list() -> int:
-    """Print a table of the losses; one that fails to load is listed with the reason."""
-    table = Table("loss", "what it is", box=None, pad_edge=False)
+
+def run_list(modules: list[str]) -> int:
+    """Print the losses by family; one that fails to load is listed with the reason."""
+    if not import_modules(modules):
+        return 1
+    families: dict[str, list[tuple[str, str]]] = {}
+    broken: list[tuple[str, str]] = []
     for name in names():
         try:
-            table.add_row(name, _first_line(lookup(name)))
+            found = lookup(name)
+            families.setdefault(family_of(found), []).append((name, summary_of(found)))
         except TensafeError as error:
-            table.add_row(name, str(error))
-    Console(highlight=False).print(table)
+            broken.append((name, str(error)))
+    terminal = Terminal()
+    groups = {family: families[family] for family in families_in_order(families)}
+    groups.update({_BROKEN: broken} if broken else {})
+    width = max((len(name) for losses in groups.values() for name, _ in losses), default=0)
+    for index, (family, losses) in enumerate(groups.items()):
+        terminal.heading(family, apart=index > 0)
+        terminal.rows(losses, width)
     return 0
 
 
-def run_show(name: str) -> int:
-    """Print one loss: its documentation, tensors and kwargs."""
+def run_show(name: str, modules: list[str], *, as_markdown: bool) -> int:
+    """Print one loss: formula, tensors, kwargs, reductions, examples and papers."""
+    if not import_modules(modules):
+        return 1
     try:
-        loss = lookup(name)
+        facts = read_facts(name)
     except TensafeError as error:
         typer.echo(str(error), err=True)
         return 1
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{name}\n")
-    console.print(readable(inspect.getdoc(loss) or "No documentation."), markup=False)
-    if isinstance(loss, type) and issubclass(loss, Loss):
-        if hasattr(loss, "compute"):
-            console.print(_tensor_table(read_contract(loss)))
-        console.print(_field_table(loss))
+    if as_markdown:
+        typer.echo(page(facts), nl=False)
     else:
-        console.print(_parameter_table(loss, name))
+        _show(facts, Terminal())
     return 0
 
 
-def readable(doc: str) -> str:
-    """Return a docstring for the terminal: math directives as indented text, inline roles as their content."""
-    doc = re.sub(r"^(\s*)\.\. math:: ", r"\1", doc, flags=re.MULTILINE)
-    return re.sub(r":math:`([^`]*)`", r"\1", doc)
+def _show(facts: Facts, terminal: Terminal) -> None:
+    terminal.heading(facts.name, facts.family, apart=False)
+    terminal.gap()
+    terminal.prose(facts.doc.summary or "No documentation.")
+    for block in facts.doc.body:
+        terminal.gap()
+        terminal.block(block)
+    _show_tensors(facts, terminal)
+    terminal.heading("Kwargs", "" if facts.kwargs or facts.takes_any else "none")
+    for kwarg in facts.kwargs:
+        terminal.entry(kwarg.name, kwarg_facts(kwarg), kwarg.text)
+    if facts.takes_any:
+        terminal.entry("**", "any other keyword", "")
+    if facts.reductions:
+        terminal.heading("Reductions")
+        terminal.rows(list(facts.reductions.items()))
+    for name in ("Returns", "Raises", "Note", "Notes", "Warning"):
+        _show_section(name, facts, terminal)
+    terminal.heading("Example")
+    terminal.verbatim("\n".join(text for text in (yaml_example(facts), python_example(facts)) if text))
+    for name in ("References", "See Also"):
+        _show_section(name, facts, terminal)
 
 
-def _first_line(loss: Any) -> str:
-    return (inspect.getdoc(loss) or "").partition("\n")[0]
+def _show_tensors(facts: Facts, terminal: Terminal) -> None:
+    if not facts.tensors:
+        return
+    terminal.heading("Tensors", "each is taken from the outputs or the batch, wherever it is")
+    for tensor in facts.tensors:
+        terminal.entry(tensor.spec.name, ", ".join([str(tensor.spec), *tensor_facts(tensor)]), tensor.text)
+    if any("*" in str(tensor.spec) for tensor in facts.tensors):
+        terminal.prose(VARIADIC, indent=2)
 
 
-def _tensor_table(contract: Contract) -> Table:
-    table = Table("tensor", "kind and axes", "required", "also found as", title="tensors", title_justify="left")
-    for tensor in contract.tensors:
-        table.add_row(tensor.name, str(tensor), "no" if tensor.optional else "yes", ", ".join(tensor.aliases))
-    return table
-
-
-def _field_table(loss: type[Loss]) -> Table:
-    properties = loss.model_json_schema()["properties"]
-    required = {name for name, field in loss.model_fields.items() if field.is_required()}
-    table = Table("kwarg", "accepts", "default", "effect", title="kwargs", title_justify="left")
-    for name, schema in properties.items():
-        default = "required" if name in required else _plain(schema.get("default"))
-        table.add_row(name, expectation(schema) or "", default, schema.get("description", ""))
-    return table
-
-
-def _parameter_table(loss: Any, name: str) -> Table:
-    signature = read_signature(loss, name)
-    table = Table("kwarg", "accepts", "default", title="kwargs", title_justify="left")
-    for parameter in signature.parameters.values():
-        default = "required" if parameter.required else _plain(parameter.default)
-        table.add_row(parameter.name, expectation(parameter.schema()) or "anything", default)
-    if signature.takes_any:
-        table.add_row("**", "any other keyword", "")
-    return table
-
-
-def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _show_section(name: str, facts: Facts, terminal: Terminal) -> None:
+    text = facts.doc.sections.get(name)
+    if not text:
+        return
+    terminal.heading(name)
+    if name == "Raises":
+        for error, what in entries(text).items():
+            terminal.prose(f"{error}: {what}", indent=2, hang=4)
+        return
+    for block in blocks(text):
+        terminal.block(block, indent=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,6 +10,8 @@ import typer
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.registry import get_registered_losses
 from tensafe.training.losses.schema import loss_schema, schema_files, training_config_schema
+
+from .source import import_modules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,12 +21,8 @@ __all__ = ["run"]
 
 def run(name: str | None, write: Path | None, modules: list[str]) -> int:
     """Print one schema, or write them all; return the exit code."""
-    for module in modules:
-        try:
-            import_module(module)
-        except Exception as error:  # a stranger's module may raise anything
-            typer.echo(f"tensafe: cannot import {module}: {type(error).__name__}: {error}", err=True)
-            return 1
+    if not import_modules(modules):
+        return 1
     try:
         if write is not None:
             return _write(write, list(get_registered_losses()) if modules else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.targets import Policy
 
-__all__ = ["policy", "read"]
+__all__ = ["import_modules", "policy", "read"]
 
 
 def read(file: str) -> tuple[str, bytes]:
@@ -19,6 +20,17 @@ def read(file: str) -> tuple[str, bytes]:
     if file == "-":
         return "<stdin>", sys.stdin.buffer.read()
     return file, Path(file).read_bytes()
+
+
+def import_modules(modules: list[str]) -> bool:
+    """Import modules for the losses that they register; say which one fails, and return whether none did."""
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # a stranger's module may raise anything
+            typer.echo(f"tensafe: cannot import {module}: {type(error).__name__}: {error}", err=True)
+            return False
+    return True
 
 
 def policy(allow: list[str], *, imports: bool = True) -> Policy:
