@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from byte_lm import VOCAB, collate, load_samples
-from train_sft import step_count, train
+from harness import step_count
+from train_sft import train
 
 from tensafe.config import ConfigError, load_config
 from tensafe.training.losses import LossConfigError, LossInputError, resolve_loss

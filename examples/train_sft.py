@@ -5,67 +5,44 @@
 docs/dev/baseline.md explains what it does and what comes out.
 """
 
-import argparse
-import json
-import math
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Annotated, Any, Self
 
+import harness
 import torch
 from byte_lm import IGNORED, Batch, ByteLM, collate, load_samples
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.optim.lr_scheduler import LambdaLR
+from harness import (
+    Count,
+    Model,
+    Optimizer,
+    Record,
+    Report,
+    Section,
+    console,
+    denominators,
+    draw_smoothed,
+    follow,
+    make_loss,
+    make_optimizer,
+    read_settings,
+    run_command,
+    series,
+    tell,
+)
+from pydantic import Field
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tensafe.config import TrainingConfig, load_config
-from tensafe.training.losses import ResolvedLoss, TensafeError, resolve_loss
-
-Record = dict[str, Any]
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-console = Console()
-
-
-class SettingsError(Exception):
-    """A section of the config other than `loss` has mistakes."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Model(Section):
-    width: Count
-    layers: Count
-    heads: Count
-
-    @model_validator(mode="after")
-    def _heads_have_pairs(self) -> Self:
-        if self.width % (2 * self.heads):  # rotary positions turn pairs of features
-            raise ValueError(f"width must be a multiple of 2 * heads = {2 * self.heads}, got {self.width}")
-        return self
+from tensafe.config import load_config
+from tensafe.training.losses import ResolvedLoss, resolve_loss
 
 
 class Data(Section):
     context: int = Field(ge=64)
     batch_size: Count
     holdout: int = Field(ge=2)
-
-
-class Optimizer(Section):
-    learning_rate: Rate
-    final_learning_rate: Rate
-    warmup_steps: int = Field(ge=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(strict=False)
-    weight_decay: float = Field(ge=0)
-    clip_norm: Rate
 
 
 class Training(Section):
@@ -83,88 +60,31 @@ class Settings(Section):
     training: Training
 
 
-def read_settings(config: TrainingConfig, file: Path) -> Settings:
-    """Validate the sections that belong to this script; tensafe validates `loss` and leaves the rest alone."""
-    try:
-        return Settings.model_validate(dict(config.sections))
-    except ValidationError as error:
-        mistakes = error.errors(include_url=False, include_input=False)
-        raise SettingsError("\n".join(f"{file}: {_explain(mistake)}" for mistake in mistakes)) from None
+def scored(batch: Batch) -> Tensor:
+    """Say which labels are asked for; position t is scored against label t + 1, so the first of a row never is."""
+    return batch["labels"][:, 1:] != IGNORED
 
 
-def _explain(mistake: Any) -> str:
-    *outer, _ = mistake["loc"]
-    path = ".".join(map(str, mistake["loc"]))
-    if mistake["type"] == "missing":
-        return f"{path}: required key is missing"
-    if mistake["type"] == "extra_forbidden":
-        owner: Any = Settings.model_fields[outer[0]].annotation if outer else Settings
-        return f"{path}: unknown key; expected one of {', '.join(owner.model_fields)}"
-    return f"{path}: {mistake['msg'].removeprefix('Value error, ')}"
-
-
-def denominators(loss_fn: ResolvedLoss, window: Sequence[Batch]) -> dict[str, int]:
-    """Count what the loss divides by in a whole window of micro-batches.
-
-    Micro-batches hold different numbers of labels, so the mean of their means would give a label in a sparse one more
-    weight. Divided by the count of the window, the losses add up to that of one large batch.
-    """
-    # position t is scored against label t + 1, so the first label of a row is never asked for
-    scored = [batch["labels"][:, 1:] != IGNORED for batch in window]
-    reduction = loss_fn.kwargs.get("reduction", "mean")
-    if reduction == "mean":
-        return {"num_items_in_batch": sum(int(mask.sum()) for mask in scored)}
-    if reduction.startswith("sequence_"):
-        return {"num_sequences_in_batch": sum(int(mask.any(1).sum()) for mask in scored)}
-    return {}  # a sum has no denominator
-
-
-def accumulate(model: ByteLM, loss_fn: ResolvedLoss, window: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+def accumulate(
+    model: ByteLM, loss_fn: ResolvedLoss, window: Sequence[Batch], step: int = 0
+) -> tuple[float, dict[str, float]]:
     """Add up the gradients of a window; return its loss, and its metrics averaged over the micro-batches."""
-    counts = denominators(loss_fn, window)
-    loss = 0.0
-    metrics: dict[str, float] = defaultdict(float)
-    for batch in window:
-        outputs = model(batch["input_ids"])
-        loss_result = loss_fn(outputs, batch, **counts)
-        loss_result["loss"].backward()
-        loss += loss_result["loss"].item()
-        for name, value in loss_result.get("metrics", {}).items():
-            metrics[name] += float(value) / len(window)
-    return loss, dict(metrics)
+    masks = [scored(batch) for batch in window]
+    return harness.accumulate(loss_fn, window, masks, lambda batch: model(batch["input_ids"]), step)
 
 
 @torch.no_grad()
-def evaluate(model: ByteLM, loss_fn: ResolvedLoss, batches: Sequence[Batch]) -> dict[str, float]:
+def evaluate(model: ByteLM, loss_fn: ResolvedLoss, batches: Sequence[Batch], step: int) -> dict[str, float]:
     """Return the loss on held-out text, and the plain cross-entropy, which losses of all kinds can be compared by."""
     losses = {"validation_loss": loss_fn, "validation_nats_per_byte": resolve_loss("token_ce")}
     totals = dict.fromkeys(losses, 0.0)
-    counts = {name: denominators(fn, batches) for name, fn in losses.items()}
+    masks = [scored(batch) for batch in batches]
+    counts = {name: denominators(fn, masks) for name, fn in losses.items()}
     for batch in batches:
         outputs = model(batch["input_ids"])
         for name, fn in losses.items():
-            totals[name] += fn(outputs, batch, **counts[name])["loss"].item()
+            totals[name] += fn(outputs, {**batch, "step": step}, **counts[name])["loss"].item()
     return totals
-
-
-def make_optimizer(model: ByteLM, settings: Optimizer, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return AdamW, which does not decay biases and norms, and its schedule: a linear warmup, then a cosine."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
-    floor = settings.final_learning_rate / settings.learning_rate
-    warmup = min(settings.warmup_steps, steps // 2)  # a run cut short by --steps still gets past it
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step - warmup) / max(steps - warmup, 1)
-        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
-
-    return optimizer, LambdaLR(optimizer, factor)
 
 
 def run(settings: Settings, loss_fn: ResolvedLoss, steps: int) -> Iterator[Record]:
@@ -181,11 +101,11 @@ def run(settings: Settings, loss_fn: ResolvedLoss, steps: int) -> Iterator[Recor
     batches = chain.from_iterable(repeat(loader))  # one epoch after another, each in a new order
     optimizer, schedule = make_optimizer(model, settings.optimizer, steps)
 
-    yield {"step": 0, **evaluate(model, loss_fn, validation)}
+    yield {"step": 0, **evaluate(model, loss_fn, validation, 0)}
     for step in range(1, steps + 1):
         started = time.perf_counter()
         window: list[Batch] = list(islice(batches, settings.training.accumulation))
-        loss, metrics = accumulate(model, loss_fn, window)
+        loss, metrics = accumulate(model, loss_fn, window, step - 1)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)
         record = {"step": step, "loss": loss, "learning_rate": schedule.get_last_lr()[0], "metrics": metrics}
         optimizer.step()
@@ -194,49 +114,19 @@ def run(settings: Settings, loss_fn: ResolvedLoss, steps: int) -> Iterator[Recor
         tokens = sum(batch["input_ids"].numel() for batch in window)
         yield {**record, "tokens_per_s": tokens / (time.perf_counter() - started)}
         if step % settings.training.validate_every == 0 or step == steps:
-            yield {"step": step, **evaluate(model, loss_fn, validation)}
-
-
-def follow(records: Iterator[Record], steps: int, log: Path) -> list[Record]:
-    """Write records to the log as they come, one JSON object a line, and show them on a progress bar."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    kept: list[Record] = []
-    with log.open("w", encoding="utf-8") as lines, Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=steps)
-        for record in records:
-            kept.append(record)
-            print(json.dumps(record), file=lines, flush=True)
-            if "loss" in record:
-                metrics = "".join(f"  {name} {value:.4g}" for name, value in record["metrics"].items())
-                shown = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s{metrics}"
-                progress.update(task, completed=record["step"], description=shown)
-    return kept
-
-
-def summarise(records: Sequence[Record], seconds: float) -> None:
-    """Print where the run began and where it ended."""
-    names = {
-        "loss": "training loss",
-        "validation_loss": "validation loss",
-        "validation_nats_per_byte": "validation, plain cross-entropy",
-    }
-    for key, name in names.items():
-        values = [record[key] for record in records if key in record]
-        console.print(f"{name:<32}{values[0]:.3f} -> {values[-1]:.3f} nats per byte")
-    console.print(f"{'time':<32}{seconds:.0f} s")
+            yield {"step": step, **evaluate(model, loss_fn, validation, step)}
 
 
 def plot(records: Sequence[Record], path: Path) -> None:
     """Draw the losses over the steps."""
     from matplotlib.figure import Figure
 
-    steps, losses = zip(*((record["step"], record["loss"]) for record in records if "loss" in record), strict=True)
     checks = [record for record in records if "validation_loss" in record]
     at = [record["step"] for record in checks]
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training loss, each step")
-    axes.plot(steps, smoothed(losses), color="tab:blue", linewidth=1.8, label="training loss, moving average")
+    raw, average = "training loss, each step", "training loss, moving average"
+    draw_smoothed(axes, series(records, "loss"), "tab:blue", raw, average)
     for key, marker, color, name in (
         ("validation_loss", "o", "tab:orange", "validation loss"),
         ("validation_nats_per_byte", "s", "tab:green", "validation, plain cross-entropy"),
@@ -251,53 +141,36 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Return a centred moving average; it starts where the values do, as they fall steeply there."""
-    windows = [values[i - min(12, i) : i + min(12, i) + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+def describe(record: Record) -> str:
+    """Say how a step went, for the progress bar."""
+    return f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+
+
+REPORT = Report(
+    names={
+        "loss": "training loss",
+        "validation_loss": "validation loss",
+        "validation_nats_per_byte": "validation, plain cross-entropy",
+    },
+    unit=" nats per byte",
+    plot=plot,
+    figure="loss.png",
+)
 
 
 def train(file: Path, steps: int | None, out: Path, allow: Sequence[str]) -> None:
     """Train as a config says; leave `log.jsonl` and `loss.png` in `out`."""
     started = time.perf_counter()
     config = load_config(file, allow=allow)
-    settings = read_settings(config, file)
-    # The quickstart's line. resolve_loss(config.loss) is the same, since a spec is a type and its kwargs, but for one
-    # thing more that it carries: `inputs`, the renames of tensors.
-    loss_fn = resolve_loss(config.loss) if config.loss.inputs else resolve_loss(config.loss.type, **config.loss.kwargs)
-    if loss_fn.kwargs.get("reduction") == "none":
-        raise SettingsError(f"{file}: loss.kwargs.reduction: training needs one number; choose another than none")
-    console.print(f"loss: {loss_fn}", highlight=False, soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
+    settings = read_settings(Settings, config, file)
+    loss_fn = make_loss(config, file)
     steps = steps or settings.training.steps
-    records = follow(run(settings, loss_fn, steps), steps, out / "log.jsonl")
-    summarise(records, time.perf_counter() - started)
-    console.print(f"wrote {out / 'log.jsonl'}")
-    try:
-        plot(records, out / "loss.png")
-        console.print(f"wrote {out / 'loss.png'}")
-    except ImportError:
-        console.print("no figure of the loss: matplotlib is missing; pip install 'tensafe[plot]'", markup=False)
-
-
-def step_count(text: str) -> int:
-    """Read the argument of --steps."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
-    return int(text)
+    records = follow(run(settings, loss_fn, steps), steps, out, describe)
+    tell(REPORT, records, time.perf_counter() - started, out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fine-tune a small byte-level model with the loss of a config.")
-    parser.add_argument("--config", type=Path, default=Path("configs/train_sft.yaml"))
-    parser.add_argument("--steps", type=step_count, help="optimizer steps, instead of those of the config")
-    parser.add_argument("--out", type=Path, default=Path("runs/sft"), help="where the log and the figure go")
-    parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help="module the config may import")
-    args = parser.parse_args()
-    try:
-        train(args.config, args.steps, args.out, args.allow)
-    except (TensafeError, SettingsError, OSError) as error:
-        sys.exit(str(error))
+    run_command("Fine-tune a small byte-level model with the loss of a config.", train, "sft")
 
 
 if __name__ == "__main__":
