@@ -18,9 +18,15 @@ def _differences(
     found: list[float] = []
     real = torch.testing.assert_close
 
-    def noting(left: Any, right: Any, **rest: Any) -> None:
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape and left.numel():
+    def note(left: Any, right: Any) -> None:
+        if isinstance(left, tuple | list):
+            for pair in zip(left, right, strict=True):
+                note(*pair)
+        elif isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape and left.numel():
             found.append(float((left.detach().double() - right.detach().double()).abs().max()))
+
+    def noting(left: Any, right: Any, **rest: Any) -> None:
+        note(left, right)
         real(left, right, **rest)
 
     monkeypatch.setattr(torch.testing, "assert_close", noting)
