@@ -66,7 +66,7 @@ TABLE = {
                       "label_smoothing"),
     "kwarg of another loss": ("loss:\n  type: mse\n  kwargs:\n    temperature: 0.1\n", 4, 5,
                               "loss.kwargs.temperature", "unknown-kwarg",
-                              "temperature is a kwarg of contrastive", None),
+                              "temperature is a kwarg of ce_kd, contrastive", None),
     "out of range": ("loss: {type: token_ce, kwargs: {label_smoothing: -0.1}}", 1, 50, "loss.kwargs.label_smoothing",
                      "invalid-value", "expected a number in [0, 1], got -0.1", None),
     "nan": ("loss: {type: contrastive, kwargs: {temperature: .nan}}", 1, 49, "loss.kwargs.temperature",

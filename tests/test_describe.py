@@ -81,7 +81,8 @@ def test_list_has_every_loss_under_its_family() -> None:
     ]
     assert set(names) >= builtin_names()
     assert any(line.startswith("  token_ce ") for line in families["token"])
-    assert list(families) == sorted(families)
+    ours = [family for family in families if family != "other"]  # what other tests have registered
+    assert ours == sorted(ours)
     assert all(len(line) <= 100 for lines in families.values() for line in lines)
 
 

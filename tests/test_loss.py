@@ -25,6 +25,7 @@ from tensafe.training.losses import (
     NestedLoss,
     ResolvedLoss,
     TokenLoss,
+    Values,
     missing_tensor,
     resolve_loss,
 )
@@ -291,7 +292,7 @@ def test_an_inherited_field_may_have_another_default() -> None:
 FUTURE = "from __future__ import annotations\n"
 TYPE_ONLY = """
 from typing import TYPE_CHECKING, Annotated
-from tensafe.training.losses import Alias, ElementLoss, Elements
+from tensafe.training.losses import Alias, ElementLoss, Elements, Values
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num, Shaped
     from torch import Tensor
@@ -301,7 +302,7 @@ from typing import Annotated, Optional
 import jaxtyping, torch
 from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
-from tensafe.training.losses import Alias, ElementLoss, Elements
+from tensafe.training.losses import Alias, ElementLoss, Elements, Values
 """
 CLASS = """
 class Written(ElementLoss):
@@ -312,7 +313,7 @@ HEADS = {
     "real": REAL,
     "real, postponed": FUTURE + REAL,
     "type-checking only": FUTURE + TYPE_ONLY,
-    "nothing imported": FUTURE + "from tensafe.training.losses import Alias, ElementLoss, Elements\n",
+    "nothing imported": FUTURE + "from tensafe.training.losses import Alias, ElementLoss, Elements, Values\n",
     "real Float, other Tensor": FUTURE + TYPE_ONLY + "from jaxtyping import Bool, Float, Int, Num, Shaped\n",
     "real Tensor, other Float": FUTURE + TYPE_ONLY + "from torch import Tensor\n",
     "lazy torch": FUTURE + TYPE_ONLY + "from tensafe._lazy import torch\n",
@@ -327,9 +328,12 @@ def written(parameters: str, head: str = HEADS["type-checking only"]) -> type[El
     return cast("type[ElementLoss]", names["Written"])
 
 
+ONE_OF = Values(among=(1, -1))
+
+
 def contract_of(loss: type[Loss]) -> list[Any]:
     resolved: Any = resolve_loss(loss)
-    return [tuple(tensor) for tensor in resolved.contract.tensors]
+    return [tuple(tensor)[: None if tensor.values else -1] for tensor in resolved.contract.tensors]
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -352,6 +356,8 @@ def contract_of(loss: type[Loss]) -> list[Any]:
         ('Annotated[Float[Tensor, " n"] | None, Alias("a")] = None', ("float", ("n",), True, ("a",))),
         ('Annotated[Float[Tensor, " n"], Alias("a")] | None = None', ("float", ("n",), True, ("a",))),
         ('Annotated[Float[Tensor, " n"], "a note"]', ("float", ("n",), False, ())),
+        ('Annotated[Float[Tensor, " n"], Values(0, 1)]', ("float", ("n",), False, (), Values(0, 1))),
+        ('Annotated[Int[Tensor, " n"], Values(among=(1, -1)), Alias("a")]', ("int", ("n",), False, ("a",), ONE_OF)),
     ],
 )
 def test_every_way_to_write_an_annotation_reads_the_same(head: str, annotation: str, expected: Any) -> None:

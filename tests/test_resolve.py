@@ -127,7 +127,7 @@ def test_a_class_that_computes_nothing(kind: Any) -> None:
         ),
         pytest.param(
             {"type": "mse", "kwargs": {"temperature": 1.0}},
-            {("kwargs", "temperature"): "is a kwarg of contrastive"},
+            {("kwargs", "temperature"): "is a kwarg of ce_kd, contrastive"},
             id="kwarg of another loss",
         ),
         pytest.param(
@@ -155,7 +155,7 @@ def test_a_class_that_computes_nothing(kind: Any) -> None:
                 ("shift",): "belongs under kwargs",
                 ("kwargs", "label_smothing"): "did you mean label_smoothing?",
                 ("kwargs", "ignore_index"): "expected an integer",
-                ("kwargs", "margin"): "is a kwarg of contrastive, margin_ranking",
+                ("kwargs", "margin"): "is a kwarg of bradley_terry, contrastive",
             },
             id="all at once",
         ),

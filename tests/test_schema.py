@@ -446,10 +446,10 @@ def focal(  # type: ignore[no-untyped-def]
 
 
 def test_function(cleanup: list[str]) -> None:
-    register_loss("focal", focal)
-    cleanup.append("focal")
-    schema = loss_schema("focal")
-    assert (schema["title"], schema["description"]) == ("focal", "Down-weight what is easy.")
+    register_loss("softened", focal)
+    cleanup.append("softened")
+    schema = loss_schema("softened")
+    assert (schema["title"], schema["description"]) == ("softened", "Down-weight what is easy.")
     assert schema["required"] == ["gamma"]
     assert schema["additionalProperties"] is False
     properties = schema["properties"]
@@ -459,7 +459,7 @@ def test_function(cleanup: list[str]) -> None:
     assert properties["start"] == {"type": "number"}  # JSON has no infinity
     assert properties["hook"]["default"] is None
     assert "num_items_in_batch" not in properties
-    assert schema["definitions"]["focal.Weighting"]["description"] == "How much, and what."
+    assert schema["definitions"]["softened.Weighting"]["description"] == "How much, and what."
     weighting = {"amount": 1, "loss": token_ce(shift=False)}
     assert errors(schema, {"gamma": 2, "weighting": weighting}) == []
     (problem,) = errors(schema, {"gamma": 2, "weighting": {**weighting, "amount": 0}})

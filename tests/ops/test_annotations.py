@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(ops.__path__))
-PUBLIC = [(module, name) for module in MODULES for name in importlib.import_module(f"{ops.__name__}.{module}").__all__]
+PUBLIC = [
+    (module.__name__.rpartition(".")[2], name)
+    for module in (importlib.import_module(f"{ops.__name__}.{module}") for module in MODULES)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name))
+]
 
 ROWS, IDS = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
 ONES, SOME = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
@@ -64,7 +69,6 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("divergence.divergence", (ROWS, ROWS), {"counts": ONES}),
     ("divergence.divergence", (ROWS, ROWS), {"counts": SOME[0]}),
     ("divergence.divergence_dot", (ROWS, ROWS, ONES[0]), {}),
-    ("info_nce.info_nce", (A, A[:1]), TEMPERED),
     ("info_nce.info_nce", (A, A[:, :1]), TEMPERED),
     ("info_nce.info_nce", (ROWS, ROWS), TEMPERED),
     ("info_nce.info_nce", (A, A), {"temperature": "1"}),

@@ -35,6 +35,7 @@ __all__ = [
     "make_error",
     "missing_tensor",
     "near_miss",
+    "near_misses",
     "shorten",
 ]
 
@@ -181,6 +182,13 @@ def near_miss(word: str, candidates: Iterable[str]) -> str | None:
         return folded[_fold(word)]
     matches = difflib.get_close_matches(_fold(word)[:100], list(folded), n=1, cutoff=0.6)
     return folded[matches[0]] if matches else None
+
+
+def near_misses(word: str, candidates: Iterable[str], *, most: int) -> list[str]:
+    """Return the candidates that are most like a word, however little, the likest first."""
+    import difflib
+
+    return difflib.get_close_matches(_fold(word)[:100], sorted(candidates), n=most, cutoff=0.0)
 
 
 def _fold(word: str) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ElementLoss", "Loss", "TokenLoss"]
 
+_MOST_TAKERS = 5
+"""How many losses that do have a kwarg are named to one who gave it to another."""
+
 
 class Loss(StrictModel):
     """Base of every typed loss: its fields are the kwargs, its `compute` names the tensors.
@@ -122,7 +125,9 @@ def _with_true_owner(problem: Problem, owner: str, losses: Mapping[str, Any]) ->
     takers = [name for name, loss in losses.items() if argument in getattr(loss, "model_fields", {})]
     if not takers:
         return problem
-    return problem._replace(message=f"unknown argument of {owner}; {argument} is a kwarg of {', '.join(takers)}")
+    more = f" and {len(takers) - _MOST_TAKERS} more" if len(takers) > _MOST_TAKERS else ""
+    known = f"{argument} is a kwarg of {', '.join(takers[:_MOST_TAKERS])}{more}"
+    return problem._replace(message=f"unknown argument of {owner}; {known}")
 
 
 def _refuse_shadowing(cls: type[Loss]) -> None:

@@ -23,6 +23,7 @@ from .errors import (
     config_error,
     make_error,
     near_miss,
+    near_misses,
     shorten,
 )
 from .guards import is_class
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .resolve import resolve_loss as resolve_loss
 
 __all__ = ["LOSS_REGISTRY", "get_registered_losses", "register_loss"]
+
+_MOST_LISTED = 10
+"""How many names an unknown one is answered with."""
 
 ENTRY_POINT_GROUP = "tensafe.losses"
 
@@ -197,10 +201,11 @@ def unknown_loss(name: str) -> UnknownLossError:
     """Build the error for a name that nothing is registered under."""
     nearest = near_miss(name, names())
     cure = f"; did you mean {nearest}?" if nearest else "."
+    likest = near_misses(name, builtin_names(), most=_MOST_LISTED)
     message = (
         f"Cannot resolve loss {shorten(name)}: it is not registered{cure} "
-        f"Available built-in losses: {', '.join(sorted(builtin_names()))}. "
-        "A loss of your own is 'package.module:function'."
+        f"Available built-in losses: {', '.join(likest)} and {len(builtin_names()) - len(likest)} more "
+        "(`tensafe list` shows all). A loss of your own is 'package.module:function'."
     )
     error = config_error([Problem("unknown-loss", (), message, nearest)], loss=None, kind=UnknownLossError)
     assert isinstance(error, UnknownLossError)
