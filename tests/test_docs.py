@@ -102,4 +102,4 @@ def test_the_readme_starts_with_the_two_commands() -> None:
     assert len(commands) == 2
     assert all("python3 -m venv .venv" in command and "-c constraints.txt" in command for command in commands)
     assert commands[0].endswith("tensafe check configs/train_sft.yaml")
-    assert commands[1].endswith("pytest")
+    assert commands[1].endswith("pytest -n auto")

@@ -287,8 +287,8 @@ ANNOTATED: list[tuple[Any, list[Any], list[Any]]] = [
     (Iterable[float], [[1.0, 2]], [1.0, ["1"]]),
     (Annotated[float, ["of no use, and not hashable"]], [0.5], ["0.5"]),
     (list["NotDefinedAnywhere"], [[1]], []),  # type: ignore[name-defined]  # noqa: F821
-    (Any, [1, "a", None, object()], []),
-    (inspect.Parameter.empty, [1, "a", None, object()], []),
+    (Any, [1, "a", None, SimpleNamespace()], []),
+    (inspect.Parameter.empty, [1, "a", None, SimpleNamespace()], []),
 ]
 
 

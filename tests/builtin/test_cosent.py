@@ -102,3 +102,13 @@ def test_embeddings_instead_of_scores_are_refused() -> None:
 def test_a_scale_out_of_range_is_refused(scale: Any) -> None:
     with pytest.raises(LossConfigError, match=r"^cosent: scale: "):
         resolve_loss("cosent", scale=scale)
+
+
+@pytest.mark.parametrize("where", ["call", "batch"])
+def test_a_number_of_items_has_nothing_to_divide(where: str) -> None:
+    outputs, batch = {"scores": torch.tensor([0.5, 0.5])}, {"targets": torch.tensor([1.0, 0.0])}
+    count = {"num_items_in_batch": 4}
+    with pytest.raises(LossConfigError, match="one value for the whole batch"):
+        resolve_loss("cosent")(
+            outputs, {**batch, **(count if where == "batch" else {})}, **(count if where == "call" else {})
+        )

@@ -53,7 +53,8 @@ def test_every_reduction_is_that_of_the_formula(pair: Pair, scale: float, bias: 
 
 @given(embeddings(), st.floats(0.1, 30), st.floats(-30, 30))
 def test_outputs_of_the_names_of_the_kwargs_are_used_instead(pair: Pair, scale: float, bias: float) -> None:
-    learnt = {"logit_scale": torch.tensor(scale).double(), "logit_bias": torch.tensor(bias).double()}
+    numbers = {"logit_scale": scale, "logit_bias": bias}
+    learnt = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
     given_as_kwargs = result_of(*pair, logit_scale=scale, logit_bias=bias)["loss"]
     torch.testing.assert_close(result_of(*pair, learnt)["loss"], given_as_kwargs)
     only_scale = result_of(*pair, {"logit_scale": learnt["logit_scale"]}, logit_bias=bias)["loss"]

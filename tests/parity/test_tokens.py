@@ -23,6 +23,7 @@ def compare(
     record: Callable[[str, object], None], peer: str, name: str, theirs: Callable[[Tensor], Tensor], **options: Any
 ) -> None:
     """Compare with `theirs(logits)`; options are kwargs of ours, and a count."""
+    pytest.importorskip(peer)
     record("peer", f"{peer} {version(peer)}")
     counts = {key: options.pop(key) for key in ("num_items_in_batch",) if key in options}
     ours, gradients = loss_and_gradients(

@@ -228,6 +228,8 @@ class TypedLoss(_LossValue):
         given = counts or {}
         from_batch = make_reader(batch)
         items, sequences = (given[name] if name in given else from_batch(name) for name in COUNTS)
+        if items is not None and not type(self.loss)._divisible:
+            raise _nothing_to_divide(self.name)
         return self._reduction._replace(num_items=items, num_sequences=sequences)
 
     def _raise_better(self, error: Exception, outputs: Any, batch: Any, tensors: tuple[Any, ...]) -> None:
@@ -375,3 +377,14 @@ def _check_inputs(owner: str, contract: Contract, inputs: Mapping[str, str]) -> 
             problems.append(Problem("unknown-tensor", ("inputs", name), message, nearest, on_key=True))
     if problems:
         raise config_error(problems, loss=owner)
+
+
+def _nothing_to_divide(owner: str) -> LossConfigError:
+    return make_error(
+        LossConfigError,
+        "num_items_in_batch divides a sum over items, and this loss is one value for the whole batch.",
+        code="unused-count",
+        loss=owner,
+        loc=("num_items_in_batch",),
+        hint="Leave it out.",
+    )

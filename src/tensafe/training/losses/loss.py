@@ -53,6 +53,8 @@ class Loss(StrictModel):
 
     _upcast: ClassVar[bool] = True
     """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
+    _divisible: ClassVar[bool] = True
+    """Whether `num_items_in_batch` may divide what `compute` returns; False for one value of the whole batch."""
     _leaner: ClassVar[Leaner | None] = None
     """The loss to use instead where memory is short; `tensafe check` tells what it would save."""
     _family: ClassVar[str] = "other"

@@ -33,7 +33,8 @@ class CoSENT(Loss, name="cosent"):
 
     Raises:
         LossInputError: A tensor is missing, or the shapes differ.
-        LossConfigError: A kwarg is unknown or out of range.
+        LossConfigError: A kwarg is unknown or out of range; or `num_items_in_batch` is given, which has nothing to
+            divide.
 
     Note:
         Equal to CoSENTLoss of sentence-transformers, which makes the cosines itself. The samples of a batch are
@@ -53,6 +54,7 @@ class CoSENT(Loss, name="cosent"):
     """
 
     _family: ClassVar[str] = "embedding"
+    _divisible: ClassVar[bool] = False
 
     scale: float = Field(default=20.0, gt=0, description="What differences of scores are multiplied by.")
 
