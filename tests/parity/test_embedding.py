@@ -224,3 +224,30 @@ def test_siglip_is_that_of_the_paper() -> None:
         return -torch.nn.functional.logsigmoid(signs * logits).sum() / 6
 
     assert_equal("siglip", tensors, algorithm_1)
+
+
+CLASSES = torch.tensor([0, 1, 0, 1, 1, 0])
+
+
+def test_nt_xent_is_nt_xent_of_both_views(pml: Any) -> None:
+    loss = pml.losses.NTXentLoss(temperature=0.2)
+    assert_equal("nt_xent", PAIRS, lambda a, b: loss(torch.cat([a, b]), torch.cat([SAME, SAME])), temperature=0.2)
+
+
+def test_supcon_is_supcon(pml: Any) -> None:
+    loss = pml.losses.SupConLoss(temperature=0.1)
+    embeddings = {"embeddings": PAIRS["embeddings_a"]}
+    assert_equal("supcon", embeddings, lambda x: loss(x, CLASSES), {"labels": CLASSES})
+
+
+def test_batch_hard_triplet_is_that_of_sentence_transformers(st: Any) -> None:
+    loss = st.losses.BatchHardTripletLoss(Model())
+    embeddings = {"embeddings": PAIRS["embeddings_a"]}
+    assert_equal(
+        "batch_hard_triplet",
+        embeddings,
+        lambda x: loss.batch_hard_triplet_loss(CLASSES, x),
+        {"labels": CLASSES},
+        near=1e-5,
+        margin=5.0,
+    )

@@ -82,3 +82,37 @@ def _softplus(x: float) -> float:
 def _log_of_sum(numbers: Sequence[float]) -> float:
     largest = max(numbers)
     return largest + math.log(math.fsum(math.exp(number - largest) for number in numbers))
+
+
+def nt_xent(a: Tensor, b: Tensor, *, temperature: float) -> list[float]:
+    views = [*rows(a), *rows(b)]
+    size = len(views) // 2
+
+    def of(index: int) -> float:
+        scores = {other: cosine(views[index], view) / temperature for other, view in enumerate(views) if other != index}
+        return _log_of_sum(list(scores.values())) - scores[(index + size) % (2 * size)]
+
+    return [(of(index) + of(index + size)) / 2 for index in range(size)]
+
+
+def supcon(x: Tensor, labels: list[int], *, temperature: float) -> list[tuple[float, float]]:
+    """Value and weight of each row."""
+    found = []
+    for index, row in enumerate(rows(x)):
+        scores = {j: cosine(row, other) / temperature for j, other in enumerate(rows(x)) if j != index}
+        alike = [score for j, score in scores.items() if labels[j] == labels[index]]
+        value = _log_of_sum(list(scores.values())) - sum(alike) / len(alike) if alike else 0.0
+        found.append((value, 1.0 if alike else 0.0))
+    return found
+
+
+def batch_hard_triplet(x: Tensor, labels: list[int], *, margin: float, kind: str) -> list[tuple[float, float]]:
+    """Value and weight of each row."""
+    found = []
+    for index, row in enumerate(rows(x)):
+        apart = {j: distance(row, other, kind) for j, other in enumerate(rows(x)) if j != index}
+        alike = [far for j, far in apart.items() if labels[j] == labels[index]]
+        unlike = [far for j, far in apart.items() if labels[j] != labels[index]]
+        whole = bool(alike and unlike)
+        found.append((max(0.0, max(alike) - min(unlike) + margin) if whole else 0.0, float(whole)))
+    return found

@@ -106,12 +106,12 @@ class Sample:
     """
 
     def __init__(
-        self, settings: SampleSettings, *, on_demand: bool, ignore_index: int | None, ids: str = "vocab"
+        self, settings: SampleSettings, *, on_demand: bool, ignore_index: int | None, ids: str | None = "vocab"
     ) -> None:
         self.on_demand = on_demand
         self.axes: set[str] = set()
         self._settings = settings
-        classes = settings.sizes.get(ids, _SIZES.get(ids, 2))
+        classes = 2 if ids is None else settings.sizes.get(ids, _SIZES.get(ids, 2))
         self._drawing = Drawing(torch.Generator().manual_seed(settings.seed), classes, ignore_index)
         self._leaves: dict[str, Any] = {}
         self._made: list[tuple[_Tensors, str, TensorSpec]] = []
@@ -222,10 +222,12 @@ def make_sample(loss: ResolvedLoss, settings: SampleSettings) -> Sample:
     return sample
 
 
-def _axis_of_ids(losses: list[TypedLoss]) -> str:
-    """Return the axis whose size integer tensors stay below."""
+def _axis_of_ids(losses: list[TypedLoss]) -> str | None:
+    """Return the axis whose size integer tensors stay below; None where they are just classes, of which two do."""
     axes = {dim for one in losses for spec in one.contract.tensors for dim in spec.dims}
-    return "classes" if "classes" in axes and "vocab" not in axes else "vocab"
+    if "vocab" in axes or not losses:
+        return "vocab"
+    return "classes" if "classes" in axes else None
 
 
 def _still_needed(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Distance", "cosine", "distance", "unit"]
+__all__ = ["Distance", "cosine", "distance", "hardest", "others_alike", "similarities", "unit"]
 
 Distance = Literal["euclidean", "cosine", "squared"]
 
@@ -48,3 +48,39 @@ def distance(
     if kind == "squared":
         return (a - b).square().sum(-1)
     return torch.nn.functional.pairwise_distance(a, b, eps=_NEVER_ZERO)
+
+
+def similarities(x: Float[Tensor, "n hidden"], temperature: float) -> Float[Tensor, "n n"]:
+    """Return the products of all rows over the temperature; that of a row with itself is the least finite number."""
+    itself = torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
+    # not -inf: where a row is alone, the gradient of its log-sum-exp would be NaN
+    return (x @ x.T / temperature).masked_fill(itself, torch.finfo(x.dtype).min)
+
+
+def others_alike(labels: Int[Tensor, " n"]) -> Bool[Tensor, "n n"]:
+    """Return which other rows have the same label."""
+    itself = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
+    return (labels.unsqueeze(1) == labels.unsqueeze(0)) & ~itself
+
+
+def hardest(
+    x: Float[Tensor, "n hidden"], alike: Bool[Tensor, "n n"], unlike: Bool[Tensor, "n n"], kind: Distance
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return, for each row, the furthest of those alike and the nearest of those unlike; any row where there is none.
+
+    Args:
+        x: The rows.
+        alike: Which rows are to be near.
+        unlike: Which are to be far.
+        kind: As in `distance`.
+    """
+    if not x.shape[0]:  # a maximum of nothing is an error
+        nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
+        return nothing, nothing
+    fixed = x.detach()
+    if kind == "cosine":
+        fixed = unit(fixed)
+    length = fixed.square().sum(1)
+    apart = length.unsqueeze(1) + length.unsqueeze(0) - 2 * (fixed @ fixed.T)  # squared, which keeps the order
+    furthest = apart.masked_fill(~alike, -torch.inf).argmax(1)
+    return furthest, apart.masked_fill(~unlike, torch.inf).argmin(1)
