@@ -36,6 +36,7 @@ def test_a_loss_by_hand(pair: Pair, kwargs: Any, expected: float) -> None:
 def test_it_is_the_formula_and_the_gradient_its_slope(
     drawn: Batch, beta: float, divergence: str, alpha: float, mode: str
 ) -> None:
+    alpha = alpha if divergence == "alpha" else 0.5
     check("f_dpo", each(f_dpo), drawn, mode, beta=beta, divergence=divergence, alpha=alpha)
 
 
@@ -74,3 +75,8 @@ def test_it_is_finite_however_far_apart_the_pair(lead: float, divergence: str) -
 def test_a_kwarg_out_of_range_is_refused(kwarg: str, value: Any) -> None:
     with pytest.raises(LossConfigError, match=rf"^f_dpo: {kwarg}: "):
         resolve_loss("f_dpo", **{kwarg: value})
+
+
+def test_alpha_is_refused_where_it_has_no_effect() -> None:
+    with pytest.raises(LossConfigError, match="alpha: has no effect with divergence js"):
+        resolve_loss("f_dpo", divergence="js", alpha=0.3)

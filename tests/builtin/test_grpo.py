@@ -75,3 +75,12 @@ def test_a_sequence_without_tokens_is_none() -> None:
 def test_a_bound_out_of_range_is_refused() -> None:
     with pytest.raises(LossConfigError, match=r"^grpo: epsilon_low: "):
         resolve_loss("grpo", epsilon_low=1.0)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"rollout_ratio_max": 2.0}, {"kl_coef": 0.1}], ids=["neither", "no KL", "no weight"]
+)
+def test_a_weight_of_the_divergence_needs_both(kwargs: Any) -> None:
+    with pytest.raises(LossConfigError, match="kl_rollout_weighted: has no effect"):
+        resolve_loss("grpo", kl_rollout_weighted=True, **kwargs)
+    assert resolve_loss("grpo", kl_rollout_weighted=True, rollout_ratio_max=2.0, kl_coef=0.1)

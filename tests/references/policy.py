@@ -62,7 +62,13 @@ def corrections() -> st.SearchStrategy[dict[str, Any]]:
             "rollout_ratio_max": st.sampled_from([None, 0.5, 3.0]),
             "kl_rollout_weighted": st.booleans(),
         }
-    )
+    ).map(_with_effect)
+
+
+def _with_effect(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Weigh the divergence only where there are both, a weight and a divergence."""
+    both = kwargs["rollout_ratio_max"] is not None and kwargs["kl_coef"] > 0
+    return {**kwargs, "kl_rollout_weighted": kwargs["kl_rollout_weighted"] and both}
 
 
 Term = tuple[float, float]

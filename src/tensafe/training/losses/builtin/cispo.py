@@ -41,7 +41,8 @@ class CISPO(PolicyLoss, name="cispo"):
         kl_estimator: :math:`k`, of :math:`D = \log \pi - \log \pi^{ref}`: see `kl_penalty`. `k1` warns where `kl_coef`
             > 0.
         rollout_ratio_max: :math:`C` > 0, the cap of the importance weight :math:`w`; None leaves :math:`w = 1`.
-        kl_rollout_weighted: Whether :math:`w` multiplies the divergence too; of no effect without `rollout_ratio_max`.
+        kl_rollout_weighted: Whether :math:`w` multiplies the divergence too; refused unless there are both
+            (`rollout_ratio_max`, and `kl_coef` > 0).
         reduction: See `TokenLoss`; the default is `mean`, over all tokens of the batch; `none` gives one value per
             token.
         max_length: See `TokenLoss`.

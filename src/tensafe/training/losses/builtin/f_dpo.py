@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tensafe._lazy import F, torch
+from tensafe.training.losses.errors import Problem, config_error
 from tensafe.training.losses.families.preference import GainLoss
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from torch import Tensor
 
     from tensafe.training.losses.families.pairs import Pairs
@@ -38,7 +41,7 @@ class FDPO(GainLoss, name="f_dpo"):
         rejected_labels: Integers `[batch rejected_seq]`, likewise.
         beta: :math:`\beta` > 0, scale of the reward: the smaller, the further the model may leave the reference.
         divergence: Which divergence: `reverse_kl` (that is `dpo`), `forward_kl`, `js` or `alpha`.
-        alpha: :math:`\alpha` in [0, 1] of divergence `alpha`, and read by that one only: 1 is the reverse KL, 0 the
+        alpha: :math:`\alpha` in [0, 1] of divergence `alpha`, refused with any other: 1 is the reverse KL, 0 the
             forward KL. It is 1 minus the alpha of the paper.
         ignore_index: Label of a position that does not count.
         shift: Whether labels are shifted; false says that they are aligned with the logits already.
@@ -83,6 +86,13 @@ class FDPO(GainLoss, name="f_dpo"):
     alpha: float = Field(
         default=0.5, ge=0, le=1, description="Exponent of divergence alpha: 1 is the reverse KL, 0 the forward KL."
     )
+
+    @model_validator(mode="after")
+    def _alpha_is_of_its_divergence(self) -> Self:
+        if self.divergence != "alpha" and self.alpha != type(self).model_fields["alpha"].default:
+            message = f"has no effect with divergence {self.divergence}; drop it, or set divergence: alpha"
+            raise config_error([Problem("no-effect", ("alpha",), message, on_key=True)], loss=None)
+        return self
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """Return the logistic loss of the margin between scores; see the class."""

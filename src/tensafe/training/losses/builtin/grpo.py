@@ -36,7 +36,8 @@ class GRPO(ClippedPolicyLoss, name="grpo"):
         kl_estimator: :math:`k`, of :math:`D = \log \pi - \log \pi^{ref}`: see `kl_penalty`. `k1` warns where `kl_coef`
             > 0.
         rollout_ratio_max: :math:`C` > 0, the cap of the importance weight :math:`w`; None leaves :math:`w = 1`.
-        kl_rollout_weighted: Whether :math:`w` multiplies the divergence too; of no effect without `rollout_ratio_max`.
+        kl_rollout_weighted: Whether :math:`w` multiplies the divergence too; refused unless there are both
+            (`rollout_ratio_max`, and `kl_coef` > 0).
         reduction: See `TokenLoss`; the default is `sequence_mean`; `none` gives one value per token.
         max_length: See `TokenLoss`.
         metrics: Whether the result carries `approx_kl` (k3 of the old policy from the new one, in nats), `ratio_max`

@@ -110,6 +110,13 @@ class PolicyLoss(KLTerm):
     def _kl_weight(self) -> float:
         return self.kl_coef
 
+    @model_validator(mode="after")
+    def _there_is_what_is_weighted(self) -> Self:
+        if self.kl_rollout_weighted and (self.rollout_ratio_max is None or self.kl_coef == 0):
+            message = "has no effect without rollout_ratio_max and a kl_coef above 0"
+            raise config_error([Problem("no-effect", ("kl_rollout_weighted",), message, on_key=True)], loss=None)
+        return self
+
     @abstractmethod
     def _surrogate(self, tokens: Tokens) -> Surrogate:
         """Return the loss of each token, without correction and divergence."""
