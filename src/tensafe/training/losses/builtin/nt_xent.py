@@ -65,6 +65,6 @@ class NTXent(EmbeddingLoss, name="nt_xent"):
         a, b = views.chunk(2) if len(views) else (views, views)
         similarity = (a * b).sum(1)
         to_all = torch.logsumexp(similarities(views, self.temperature), 1)
-        values = to_all.unflatten(0, (2, -1)).mean(0) if len(views) else to_all
+        values = to_all.reshape(2, -1).mean(0) if len(views) else to_all
         metrics = {"positive_similarity": similarity.detach()} if self.metrics else None
         return Elements(values - similarity / self.temperature, metrics=metrics)
