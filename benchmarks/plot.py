@@ -76,7 +76,8 @@ def _styles(pairs: Sequence[Pair]) -> Styles:
     peers = [name for name in names if name not in ours]
     styles = {name: (OURS, marker) for name, marker in zip(ours, ("o", "d", "*"), strict=False)}
     for index, name in enumerate(peers):
-        styles[name] = (_PEERS[index % len(_PEERS)], _MARKERS[index % len(_MARKERS)])
+        round_, place = divmod(index, len(_PEERS))
+        styles[name] = (_PEERS[(place + round_) % len(_PEERS)], _MARKERS[place])
     return styles
 
 
