@@ -219,7 +219,7 @@ def test_good_configs_are_left_alone(text: str, editor: Editor) -> None:
         pytest.param("optimizer: {}\n", 1, 'Missing property "loss".', id="no-loss"),
         pytest.param(TERM + "msee\n", 6, BARE_NAMES, id="term-of-unknown-loss"),
         pytest.param(TERM + "type: mse\n        wieght: 1\n", 7, "Property wieght is not allowed.", id="term-key"),
-        pytest.param(TERM + "type: mse\n        weight: x\n", 7, 'Expected "number"', id="term-weight"),
+        pytest.param(TERM + "type: mse\n        weight: x\n", 7, "Expected one of number, object.", id="term-weight"),
         pytest.param(TERM + "{type: mse, kwargs: {reduction: none}}\n", 6, "must be one number", id="term-none"),
         pytest.param(DEEP + "shift: 1\n", 11, 'Incorrect type. Expected "boolean".', id="term-in-a-term"),
         pytest.param(DEEP + "margin: 1\n", 11, "Property margin is not allowed.", id="kwarg-of-another-loss"),
@@ -260,17 +260,18 @@ def test_completion_of_a_loss_offers_names_and_whole_blocks(text: str, editor: E
     [
         pytest.param(
             TOKEN_CE + "|\n",
-            {"metrics", "reduction", "max_length", "ignore_index", "label_smoothing", "shift"},
+            {"metrics", "reduction", "max_length", "ignore_index", "shift", "overwrite_logits"}
+            | {"label_smoothing", "smoothing_formula", "class_weights", "z_loss", "softcap", "logit_scale"},
             id="token-ce",
         ),
         pytest.param(
-            "loss:\n  type: contrastive\n  kwargs:\n    margin: 0.1\n    |\n",
-            {"metrics", "reduction", "temperature"},
+            "loss:\n  type: multiple_negatives\n  kwargs:\n    scale: 10.0\n    |\n",
+            {"metrics", "reduction", "similarity", "symmetric"},
             id="what-is-left",
         ),
         pytest.param(
-            TERM + "type: contrastive\n        kwargs:\n          |\n",
-            {"metrics", "reduction", "temperature", "margin"},
+            TERM + "type: nt_xent\n        kwargs:\n          |\n",
+            {"metrics", "reduction", "temperature"},
             id="term",
         ),
         pytest.param(DEEP.replace("token_ce", "mse") + "|\n", {"metrics", "reduction"}, id="term-in-a-term"),
@@ -278,7 +279,7 @@ def test_completion_of_a_loss_offers_names_and_whole_blocks(text: str, editor: E
         pytest.param(
             TERM + "type: mse\n        |\n", {"kwargs", "inputs", "weight", "name"}, id="beside-type-of-a-term"
         ),
-        pytest.param("loss:\n  type: mse\n  inputs:\n    |\n", {"predictions", "targets"}, id="tensors"),
+        pytest.param("loss:\n  type: mse\n  inputs:\n    |\n", {"predictions", "targets", "mask"}, id="tensors"),
         pytest.param(TOKEN_CE + "shift: |\n", {"true", "false"}, id="boolean"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_class_that_computes_nothing(kind: Any) -> None:
                 ("shift",): "belongs under kwargs",
                 ("kwargs", "label_smothing"): "did you mean label_smoothing?",
                 ("kwargs", "ignore_index"): "expected an integer",
-                ("kwargs", "margin"): "is a kwarg of bradley_terry, contrastive",
+                ("kwargs", "margin"): "is a kwarg of batch_hard_triplet, bradley_terry",
             },
             id="all at once",
         ),
