@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe.training.losses.errors import missing_tensor
 from tensafe.training.losses.families.distillation import Distillation
+from tensafe.training.losses.families.ids import wrong_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -114,5 +115,4 @@ class CEKD(Distillation, name="ce_kd"):
         if targets is None:
             return None
         name = "labels" if shift_labels is None else "shift_labels"
-        counts, hint = targets != self.ignore_index, f" or be ignore_index={self.ignore_index}"
-        return self._out_of_range(name, targets, counts, logits.shape[-1], hint)
+        return wrong_ids(name, targets, logits.shape[-1], ignore_index=self.ignore_index)

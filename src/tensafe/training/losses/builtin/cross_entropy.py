@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error
+from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.loss import ElementLoss
 from tensafe.training.losses.types import Elements
@@ -114,14 +115,7 @@ class CrossEntropy(ElementLoss, name="cross_entropy"):
 
     def explain(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> str | None:
         """Say which labels are out of range."""
-        classes = logits.shape[-1]
-        count = int(((labels != self.ignore_index) & ((labels < 0) | (labels >= classes))).sum())
-        if not count:
-            return None
-        return (
-            f"'labels' must lie in [0, {classes}) (classes={classes}) or be ignore_index={self.ignore_index}; "
-            f"{count} of {labels.numel()} do not."
-        )
+        return wrong_ids("labels", labels, logits.shape[-1], ignore_index=self.ignore_index, axis="classes")
 
     def _by_class(self, logits: Tensor) -> Tensor | None:
         if self.class_weights is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tensafe.training.losses.families.distillation import Distillation
+from tensafe.training.losses.families.ids import wrong_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -124,4 +125,4 @@ class TopKKL(Distillation, name="topk_kl"):
     ) -> str | None:
         """Say which ids are out of range."""
         given = (teacher_logps != -float("inf")) & self._counts(logits, labels, shift_labels).unsqueeze(-1)
-        return self._out_of_range("teacher_ids", teacher_ids, given, logits.shape[-1])
+        return wrong_ids("teacher_ids", teacher_ids, logits.shape[-1], counts=given)

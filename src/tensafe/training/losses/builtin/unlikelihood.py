@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.families.tokens import TokenTargetLoss
 from tensafe.training.losses.types import Elements
 
@@ -104,7 +105,7 @@ class Unlikelihood(TokenTargetLoss, name="unlikelihood"):
         vocab = logits.shape[-1]
         wrong = self._wrong_labels(logits, labels, shift_labels, vocab)
         negatives = self._aligned_negatives(logits, negative_labels, shift_labels)
-        return wrong or self._wrong_ids("negative_labels", negatives, vocab)
+        return wrong or wrong_ids("negative_labels", negatives, vocab, ignore_index=self.ignore_index)
 
     def _aligned_negatives(self, logits: Tensor, negatives: Tensor, shift_labels: Tensor | None) -> Tensor:
         from tensafe.training.losses.ops.cross_entropy import shift_left

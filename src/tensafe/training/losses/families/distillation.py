@@ -66,14 +66,6 @@ class Distillation(TokenLoss):
         weights = counts.to(torch.float64) if logits.dtype is torch.float64 else counts
         return Elements(values, weights, {"num_tokens": counts.sum()} if self.metrics else None, dot)
 
-    @staticmethod
-    def _out_of_range(name: str, ids: Tensor, counts: Tensor, vocab: int, otherwise: str = "") -> str | None:
-        """Say how many of the ids that count are no class, for `explain`."""
-        wrong = int((counts & ((ids < 0) | (ids >= vocab))).sum())
-        if not wrong:
-            return None
-        return f"{name!r} must lie in [0, {vocab}) (vocab={vocab}){otherwise}; {wrong} of {ids.numel()} do not."
-
 
 class VocabularyDistillation(Distillation):
     """Base of divergences from a teacher whose logits are known for the whole vocabulary."""

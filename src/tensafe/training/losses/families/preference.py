@@ -10,6 +10,7 @@ from pydantic import Field
 from tensafe._lazy import torch
 from tensafe.training.losses.contract import read_contract
 from tensafe.training.losses.errors import LossInputError, make_error, missing_tensor
+from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.families.pairs import Completions, Pairs
 from tensafe.training.losses.loss import ElementLoss
 from tensafe.training.losses.types import Elements
@@ -114,11 +115,10 @@ class PairwiseLoss(ElementLoss):
             logits, labels = given[f"{side}_logits"], given[f"{side}_labels"]
             if logits is None or labels is None:
                 continue
-            used, vocab = self._aligned(labels), logits.shape[-1]
-            count = int(((used != self.ignore_index) & ((used < 0) | (used >= vocab))).sum())
-            if count:
-                allowed = f"[0, {vocab}) (vocab={vocab}) or be ignore_index={self.ignore_index}"
-                return f"'{side}_labels' must lie in {allowed}; {count} of {used.numel()} do not."
+            ids, vocab = self._aligned(labels), logits.shape[-1]
+            wrong = wrong_ids(f"{side}_labels", ids, vocab, ignore_index=self.ignore_index)
+            if wrong is not None:
+                return wrong
         return None
 
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import LossInputError, make_error, missing_tensor, shorten
+from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.loss import TokenLoss
 from tensafe.training.losses.types import Elements
@@ -114,17 +115,8 @@ class TokenTargetLoss(TokenLoss):
     ) -> str | None:
         """Say which labels are out of range, for `explain`."""
         name = "labels" if shift_labels is None else "shift_labels"
-        return self._wrong_ids(name, self._aligned(scored, labels, shift_labels), vocab)
-
-    def _wrong_ids(self, name: str, ids: Tensor, vocab: int) -> str | None:
-        wrong = (ids != self.ignore_index) & ((ids < 0) | (ids >= vocab))
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return (
-            f"{name!r} must lie in [0, {vocab}) (vocab={vocab}) or be ignore_index={self.ignore_index}; "
-            f"{count} of {ids.numel()} do not."
-        )
+        aligned = self._aligned(scored, labels, shift_labels)
+        return wrong_ids(name, aligned, vocab, ignore_index=self.ignore_index)
 
 
 class TokenCrossEntropy(TokenTargetLoss):
