@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -149,6 +150,47 @@ def test_each_mistake_has_its_place_and_its_fix(case: tuple[str, int, int, str, 
     assert (problem.line, problem.column, problem.path, problem.code) == (line, column, path, code)
     assert message in problem.message
     assert problem.suggestion == suggestion
+
+
+TERMS = "loss:\n  type: weighted_sum\n  kwargs:\n    losses:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (TERMS + "      - tokn_ce\n" * 9_000, "too-many-problems"),
+        (TERMS + "      - {type: mse, kwargs: {zzz: 1}}\n" * 2_000, "too-many-problems"),
+        (TERMS + "      - {type: mse, weight: x}\n" * 2_000, "too-many-problems"),
+        ("loss:\n  type: mse\n  kwargs:\n" + "".join(f"    k{at}: 1\n" for at in range(4_000)), "too-many-problems"),
+        ("loss:\n  type: mse\n" + "".join(f"  k{at}: 1\n" for at in range(9_000)), "unknown-key"),
+        (TERMS + "      - tokn_ce\n" * 20_000, "too-large"),
+    ],
+    ids=["names", "kwargs of terms", "weights", "kwargs", "keys", "size"],
+)
+def test_thousands_of_mistakes_take_no_time(text: str, code: str) -> None:
+    started = time.process_time()
+    _, problems = read(text)
+    assert time.process_time() - started < 2  # one by one they would take minutes
+    assert problems[-1].code == code
+    assert len(problems) <= 1_000
+
+
+def test_a_hundred_mistakes_are_shown_and_then_where_reading_stops() -> None:
+    _, problems = read(TERMS + "      - tokn_ce\n" * 150)
+    assert [problem.code for problem in problems] == ["unknown-loss"] * 100 + ["too-many-problems"]
+    assert (problems[100].line, problems[100].path) == (105, "loss.kwargs.losses.100")
+    _, again = read(TERMS + "      - tokn_ce\n" * 3)  # the count starts anew with each file
+    assert len(again) == 3
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark"])
+@pytest.mark.parametrize("text", ["a", "\x85", "\u2028", "\x0c\x1c"], ids=["letter", "next line", "separator", "feeds"])
+def test_a_caret_stands_under_the_byte_that_is_not_utf_8(text: str, before: bytes) -> None:
+    source = before + b"x: 1\nloss: " + text.encode() * 300 + b"\xff"
+    _, problems = check_source(source, "x", NOTHING_ALLOWED)
+    shown, caret = str(problems[0]).split("\n")[1:]
+    assert shown[len(caret) - 1] == "\N{REPLACEMENT CHARACTER}"
+    assert len(caret) < 200
 
 
 def test_losses_nested_too_deep_are_refused() -> None:

@@ -283,6 +283,8 @@ def test_a_mean_of_means_is_not_the_mean() -> None:
         (torch.tensor([8]), ["shape [1], int64"]),
         (torch.tensor(True), ["shape [], bool"]),
         (torch.tensor(1j), ["shape [], complex64"]),
+        (torch.tensor(2).to_sparse(), ["shape [], int64"]),
+        (torch.tensor(2.0).to(torch.float8_e4m3fn), ["shape [], float8_e4m3fn"]),
     ],
     ids=str,
 )
@@ -301,6 +303,16 @@ def test_a_count_is_a_number_from_0_or_a_0d_tensor(
     assert [part for part in parts if part not in str(caught.value)] == []
     assert caught.value.loc == (name,)
     assert caught.value.code == "invalid-count"
+
+
+def test_a_count_is_where_the_loss_is_or_on_the_cpu() -> None:
+    with pytest.raises(
+        LossInputError, match="num_items_in_batch is on meta, but the loss is computed on cpu"
+    ) as caught:
+        reduce(Elements(VALUES), "mean", num_items=torch.tensor(2.0, device="meta"))
+    assert caught.value.code == "device-mismatch"
+    on_meta = reduce(Elements(VALUES.to("meta")), "mean", num_items=torch.tensor(2.0))
+    assert on_meta["loss"].is_meta
 
 
 @pytest.mark.parametrize(

@@ -627,7 +627,7 @@ def test_a_broken_plug_in_breaks_nothing_else(caplog: pytest.LogCaptureFixture) 
     with pytest.raises(UnknownLossError, match="did you mean plug_fn"):
         resolve_loss("plug_fm")
     with pytest.raises(LossConfigError, match="nonsense: unknown argument of mse"):
-        resolve_loss("mse", nonsense=1)
+        resolve_loss("mse", nonsense=1)  # type: ignore[arg-type]
 
 
 def test_ctrl_c_while_a_plug_in_is_imported_stops_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,6 +635,19 @@ def test_ctrl_c_while_a_plug_in_is_imported_stops_the_program(tmp_path: Path, mo
     write_plugin(tmp_path, monkeypatch, {"plug_loss": "interrupted:fn"})
     with pytest.raises(KeyboardInterrupt):
         resolve_loss("plug_loss")
+
+
+def test_packages_are_searched_once_until_there_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_modules(tmp_path, monkeypatch, {"searched": "def loss(outputs, batch): ..."})
+    with pytest.raises(UnknownLossError):
+        resolve_loss("searched_loss")
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.metadata.entry_points", None)
+        for name in ("searched_loss", "another_loss"):
+            with pytest.raises(UnknownLossError):
+                resolve_loss(name)
+    write_plugin(tmp_path, monkeypatch, {"searched_loss": "searched:loss"}, package="searched")
+    assert resolve_loss("searched_loss").name == "searched_loss"
 
 
 def test_a_plug_in_that_works_again_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

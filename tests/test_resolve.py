@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from support import run_child, write_modules
 from tensafe.training.losses import (
     ElementLoss,
+    Elements,
     Loss,
     LossConfigError,
     LossInputError,
@@ -180,6 +183,40 @@ def test_every_mistake_of_a_spec_is_reported_at_its_place(spec: Any, expected: d
         assert ".".join(map(str, loc)) in str(caught.value)
 
 
+class Mute:
+    def __repr__(self) -> str:
+        raise AssertionError("a message shows no object")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize("key", [10**5000, Mute(), None, (), 1.5], ids=["huge", "mute", "None", "tuple", "float"])
+@pytest.mark.parametrize("place", ["spec", "kwargs", "term"])
+def test_a_key_may_be_anything_and_is_never_asked_for_its_text(place: str, key: Any) -> None:
+    spec: dict[Any, Any] = {"type": "mse", "kwargs": {}}
+    (spec["kwargs"] if place == "kwargs" else spec)[key] = 1
+    if place == "term":
+        spec = {"type": "weighted_sum", "kwargs": {"losses": [spec]}}
+    with pytest.raises(LossConfigError) as caught:
+        resolve_loss(spec)
+    assert len(caught.value.problems) == 1
+    assert isinstance(caught.value.loc[-1], str)
+
+
+def test_data_that_holds_itself_is_looked_at_once() -> None:
+    class Holds(Loss):
+        rows: list[Any]
+
+        def compute(self, predictions: Float[Tensor, "*shape"]) -> Elements:
+            raise NotImplementedError
+
+    rows: list[Any] = [1, 2.5]
+    rows.append(rows)
+    assert resolve_loss(Holds(rows=rows)).kwargs["rows"][:2] == [1, 2.5]
+    with pytest.raises(LossConfigError, match=r"rows\.1: expected an integer that fits 64 bits"):
+        Holds(rows=[rows, 2**64])
+
+
 def test_the_error_of_nested_kwargs_given_in_python_has_their_path() -> None:
     with pytest.raises(LossConfigError) as caught:
         resolve_loss("weighted_sum", losses=["mse", {"type": "contrastive", "kwargs": {"margn": 1}}])
@@ -268,7 +305,7 @@ def test_a_value_at_the_end_of_its_range_is_accepted(name: str, kwargs: dict[str
 def test_denominators_belong_to_a_call() -> None:
     for spec in ("token_ce", weighted):
         with pytest.raises(LossConfigError, match="num_items_in_batch"):
-            resolve_loss(spec, num_items_in_batch=3)
+            resolve_loss(spec, num_items_in_batch=3)  # type: ignore[arg-type]
 
 
 # Precedence and overrides
@@ -541,4 +578,4 @@ def test_equal_losses_have_equal_hashes() -> None:
 
 def test_renames_given_as_a_kwarg_are_told_their_place() -> None:
     with pytest.raises(LossConfigError, match="renames of tensors stand beside it"):
-        resolve_loss("mse", inputs={"targets": "y"})
+        resolve_loss("mse", inputs={"targets": "y"})  # type: ignore[arg-type]

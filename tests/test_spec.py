@@ -94,6 +94,36 @@ def test_a_mistake_is_found_when_the_config_is_read(given: Any, parts: list[str]
     assert in_list.value.errors(include_url=False)[0]["loc"] == ("extra_losses", 1)
 
 
+def test_keys_that_are_no_strings_are_no_keywords() -> None:
+    for validate in (LossSpec.model_validate, lambda data: TrainingConfig.model_validate({"loss": data})):
+        with pytest.raises(ValidationError, match="required key is missing"):
+            validate({1: 2, None: 3})
+
+
+def test_the_text_of_an_error_ends_even_if_that_of_the_data_does_not() -> None:
+    bomb: Any = 1
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    with pytest.raises(ValidationError) as caught:
+        LossSpec.model_validate({"type": "mse", "kwargs": {"reduction": bomb}})
+    assert "expected one of none, sum, mean, got list" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def _deep(levels: int) -> Any:
+    data: Any = 1
+    for _ in range(levels):
+        data = [data]
+    return data
+
+
+def test_data_nested_too_deep_is_refused() -> None:
+    spec: dict[str, Any] = {"type": "my_package.losses:fn", "kwargs": {"fine": _deep(90), "deep": _deep(3000)}}
+    with pytest.raises(LossConfigError, match="deep: data is nested more than 100 deep") as caught:
+        LossSpec(**spec)
+    assert [problem.loc for problem in caught.value.problems] == [("kwargs", "deep")]
+
+
 def test_mistakes_in_two_specs_are_reported_together() -> None:
     with pytest.raises(ValidationError) as caught:
         TrainingConfig.model_validate(

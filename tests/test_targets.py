@@ -584,5 +584,5 @@ def test_hostile_text_in_a_call_stays_short_and_printable(inputs: dict[str, str]
 def test_many_mistakes_do_not_take_long() -> None:
     started = time.perf_counter()
     problems = check_spec({"type": "mse", "kwargs": {f"k{index}": 1 for index in range(2000)}})
-    assert len(problems) == 2000
+    assert len(problems) == 101
     assert time.perf_counter() - started < 2

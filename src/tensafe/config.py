@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tensafe._yaml import Document, Mark, YamlProblem, read_yaml
+from tensafe._yaml import Document, Mark, YamlProblem, lines_of, read_yaml
 from tensafe.training.losses.errors import LossConfigError, Problem, dotted, near_miss, shorten
 from tensafe.training.losses.guards import is_mapping
 from tensafe.training.losses.resolve import check_spec
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["ConfigError", "ConfigProblem", "TrainingConfig", "check_source", "load_config"]
 
 _SECTION = "loss"
+_MOST_NODES = 10_000
+_MOST_PROBLEMS = 1_000
 _YAML_1_1_BOOLEANS = {"y": "true", "yes": "true", "on": "true", "n": "false", "no": "false", "off": "false"}
 _UNDERSCORED_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 
@@ -129,18 +131,22 @@ def check_source(source: bytes, file: str, policy: Policy) -> tuple[TrainingConf
     if document is None:
         return None, problems
     unread = {problem.path for problem in yaml_problems}
-    found = [problem for problem in _check_data(document.data, policy) if problem.loc not in unread]
+    found = [problem for problem in _check_data(document, policy) if problem.loc not in unread]
     problems += [_locate(problem, document, file) for problem in found]
     if problems:
-        return None, sorted(problems, key=lambda problem: (problem.line, problem.column))
+        return None, sorted(problems, key=lambda problem: (problem.line, problem.column))[:_MOST_PROBLEMS]
     spec = LossSpec.model_construct(**split_spec(document.data[_SECTION]).as_fields())
     sections = {name: section for name, section in document.data.items() if name != _SECTION}
     return TrainingConfig(spec, sections), []
 
 
-def _check_data(data: Any, policy: Policy) -> list[Problem]:
+def _check_data(document: Document, policy: Policy) -> list[Problem]:
+    data = document.data
     if not is_mapping(data):
         return [Problem("invalid-value", (), f"expected a mapping with a {_SECTION} section, got {shorten(data)}")]
+    if sum(path[:1] == (_SECTION,) for path in document.values) > _MOST_NODES:
+        message = f"the section holds more than {_MOST_NODES} keys and values"
+        return [Problem("too-large", (_SECTION,), message, on_key=True)]
     if _SECTION in data:
         return [problem.under(_SECTION) for problem in check_spec(data[_SECTION], policy)]
     close = next((key for key in data if isinstance(key, str) and near_miss(key, [_SECTION])), None)
@@ -198,7 +204,7 @@ def _with_yaml_advice(problem: Problem, document: Document) -> Problem:
 
 
 def _from_yaml(problem: YamlProblem, file: str, document: Document | None, source: bytes) -> ConfigProblem:
-    lines = document.lines if document else source.decode("utf-8", errors="replace").splitlines()
+    lines = document.lines if document else lines_of(source)
     return _placed(problem, problem.path, problem.mark, file, lines)
 
 

@@ -251,7 +251,15 @@ def test_embeddings_that_are_too_short_are_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [[[1.0, 2.0]], torch.tensor(1.0)], ids=["list", "number"])
+def test_embeddings_of_different_lengths_are_refused_though_they_could_be_cut() -> None:
+    longer = torch.ones(len(pairs()["embeddings_b"]), 5)
+    with pytest.raises(LossInputError, match="along hidden, 'embeddings_b' has 5, but 'embeddings_a' has 4"):
+        resolve()({**pairs(), "embeddings_b": longer}, {})
+
+
+@pytest.mark.parametrize(
+    "bad", [[[1.0, 2.0]], torch.tensor(1.0), torch.ones(3, 4).to_sparse()], ids=["list", "number", "sparse"]
+)
 def test_what_cannot_be_cut_is_refused(bad: Any) -> None:
     with pytest.raises(LossInputError, match="'embeddings_b' must be a tensor with an axis hidden to be cut; got"):
         resolve()({**pairs(), "embeddings_b": bad}, {})

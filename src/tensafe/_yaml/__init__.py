@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from .nodes import Builder, Entry, Node
-from .text import Mark, Path, RefusedError, YamlProblem, decode
+from .text import Mark, Path, RefusedError, YamlProblem, decode, lines_of
 
-__all__ = ["Document", "Mark", "Path", "YamlProblem", "read_yaml"]
+__all__ = ["Document", "Mark", "Path", "YamlProblem", "lines_of", "read_yaml"]
 
 _LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import yaml
 
-__all__ = ["Mark", "Path", "RefusedError", "YamlProblem", "decode", "point", "tag_mark"]
+__all__ = ["Mark", "Path", "RefusedError", "YamlProblem", "decode", "lines_of", "point", "tag_mark"]
 
 Path = tuple[str | int, ...]
 
@@ -80,6 +80,11 @@ def decode(source: bytes) -> str:
         message = "a line starts with '%', and of directives only '%YAML 1.2' and '%YAML 1.1' are read"
         _reject("directive", point(text, found.start()), message)
     return text
+
+
+def lines_of(source: bytes) -> list[str]:
+    """Give the lines that places in a refused file count, whatever its bytes."""
+    return _unify(source.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")).split("\n")
 
 
 def point(text: str, index: int) -> Mark:

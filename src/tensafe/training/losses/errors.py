@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "MOST_PROBLEMS",
     "Loc",
     "LossConfigError",
     "LossInputError",
@@ -32,6 +33,7 @@ __all__ = [
     "UnsafeTargetError",
     "config_error",
     "dotted",
+    "key_name",
     "make_error",
     "missing_tensor",
     "near_miss",
@@ -41,6 +43,9 @@ __all__ = [
 
 Loc = tuple[str | int, ...]
 """Where in a spec: keys, and list items by their index from 0."""
+
+MOST_PROBLEMS = 100
+"""How many mistakes of one loss, or of the losses nested in one, are looked for: each takes milliseconds to explain."""
 
 _MOST_LINES = 10
 
@@ -171,6 +176,11 @@ def dotted(loc: Loc) -> str:
     """Return a path as a config file's reader writes it: `kwargs.losses.1.type`."""
     parts = (str(part) for part in loc)
     return ".".join(part if part.isprintable() and 0 < len(part) <= 80 else shorten(part) for part in parts)
+
+
+def key_name(key: object) -> str:
+    """Return a key of a stranger's mapping as text for a path: itself if it is a string, else short."""
+    return key if isinstance(key, str) else shorten(key)
 
 
 def near_miss(word: str, candidates: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from tensafe._lazy import torch
 
 from .contract import DTYPES, MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, lookup_keys
-from .errors import LossInputError, LossTypeError, dotted, make_error, near_miss, shorten
+from .errors import LossInputError, LossTypeError, dotted, key_name, make_error, near_miss, shorten
 from .guards import is_list, is_mapping
 
 __all__ = ["check_containers", "explain", "make_reader", "readable", "what_there_is"]
@@ -135,7 +135,7 @@ def what_there_is(
 
 def _items_of(source: Any) -> dict[str, Any]:
     if is_mapping(source):
-        return {str(key): source[key] for key in list(source)[: _MOST_KEYS + 1]}
+        return {key_name(key): source[key] for key in list(source)[: _MOST_KEYS + 1]}
     public = [name for name in getattr(source, "__dict__", {}) if not name.startswith("_")]
     return {name: getattr(source, name) for name in public[: _MOST_KEYS + 1]}
 

@@ -13,7 +13,7 @@ from .adapter import CombinedLoss, ResolvedLoss
 from .errors import LossTypeError, Problem, config_error
 from .explain import make_reader
 from .guards import is_list
-from .resolve import resolve_loss
+from .resolve import resolve_loss, resolving_part
 from .spec import split_spec
 
 if TYPE_CHECKING:
@@ -50,11 +50,17 @@ def _resolve(value: Any) -> ResolvedLoss:
         raise config_error([Problem("too-deep", (), f"losses are nested more than {_DEEPEST} deep")], loss=None)
     token = _depth.set(depth + 1)
     try:
+        with resolving_part():
+            return _resolve_data(value)
+    finally:
+        _depth.reset(token)
+
+
+def _resolve_data(value: Any) -> ResolvedLoss:
+    try:
         return resolve_loss(value)
     except LossTypeError:  # no ValueError, so it would leave the validation of everything else unfinished
         raise config_error(split_spec(value).problems, loss=None) from None
-    finally:
-        _depth.reset(token)
 
 
 def _to_config(loss: ResolvedLoss) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .errors import LossConfigError, Problem, near_miss, shorten
+from .errors import MOST_PROBLEMS, LossConfigError, Problem, near_miss, shorten
 from .guards import is_list, is_mapping, is_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
@@ -34,8 +36,13 @@ def problems_of(
     """
     found: dict[tuple[Loc, str], Problem] = {}
     known = list(fields)
+    schema = cache(schema)  # it takes milliseconds to make
     details_list = error.errors(include_url=False)
     for details in details_list:
+        if len(found) >= MOST_PROBLEMS:
+            loc = _written(details["loc"], given, missing=False)
+            message = f"reading stops here, after {MOST_PROBLEMS} mistakes of {owner}"
+            return [*found.values(), Problem("too-many-problems", loc, message)]
         if details["type"] == "too_short" and any(_lies_under(other, details) for other in details_list):
             continue  # only because its items are wrong, each of which is reported
         for problem in _translate(details, given, owner, known, schema):
@@ -49,22 +56,43 @@ def _lies_under(inner: ErrorDetails, outer: ErrorDetails) -> bool:
     return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
 
 
-def implausible(value: object, validated: object) -> str | None:
-    """Say what is wrong with data that pydantic let through; None if nothing is.
+def implausible(value: object, validated: object) -> list[Problem]:
+    """List what is wrong with data that pydantic let through, each at its place.
 
     Its strict float takes whatever has `__float__`, tensors too, and its integers have no end.
     """
+    return list(islice(_implausible_numbers(value, validated), MOST_PROBLEMS))
+
+
+def _implausible_numbers(value: object, validated: object) -> Iterator[Problem]:
+    todo: list[tuple[Loc, object, object]] = [((), value, validated)]
+    seen: set[int] = set()
+    while todo:
+        loc, value, validated = todo.pop()
+        if (message := _implausible_number(value, validated)) is not None:
+            yield Problem("invalid-value", loc, message)
+        elif id(value) not in seen and (inside := list(_pairs(value, validated))):  # it may hold itself
+            seen.add(id(value))
+            todo += (((*loc, part), each, item) for part, each, item in reversed(inside))
+
+
+def _pairs(value: object, validated: object) -> Iterator[tuple[str | int, object, object]]:
+    """Yield the items of a mapping or a list, beside what became of them."""
+    if is_mapping(value) and is_mapping(validated):
+        for key, item in validated.items():
+            if key in value:
+                yield key if isinstance(key, str | int) else shorten(key), value[key], item
+    elif is_list(value) and is_list(validated):
+        for index, (each, item) in enumerate(zip(value, validated, strict=False)):
+            yield index, each, item
+
+
+def _implausible_number(value: object, validated: object) -> str | None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "expected an integer that fits 64 bits"
-    if isinstance(validated, int | float):
-        is_number = isinstance(value, int | float) or not hasattr(value, "__float__")
-        return None if is_number else f"expected plain data, got {type(value).__name__}; pass a plain number"
-    pairs: list[tuple[object, object]] = []
-    if is_mapping(value) and is_mapping(validated):
-        pairs = [(value[key], item) for key, item in validated.items() if key in value]
-    elif is_list(value) and is_list(validated):
-        pairs = list(zip(value, validated, strict=False))
-    return next((found for pair in pairs if (found := implausible(*pair)) is not None), None)
+    if isinstance(validated, int | float) and not isinstance(value, int | float) and hasattr(value, "__float__"):
+        return f"expected plain data, got {type(value).__name__}; pass a plain number"
+    return None
 
 
 def unknown_argument(name: str, owner: str, known: Iterable[str]) -> Problem:

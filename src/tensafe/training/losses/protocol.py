@@ -67,11 +67,15 @@ class Signature(NamedTuple):
         bound: dict[str, Any] = {}
         for name, value in kwargs.items():
             parameter = self.parameters.get(name)
+            try:
+                bound[name] = copied(value)
+            except LossConfigError as error:
+                problems += [problem.under(name) for problem in error.problems]
+                continue
             if parameter is None:
                 problems += self._unknown(name)
-                bound[name] = copied(value)
             else:
-                bound[name], found = _validate(parameter, copied(value), self.owner)
+                bound[name], found = _validate(parameter, bound[name], self.owner)
                 problems += found
         problems += [
             Problem("missing-kwarg", (name,), f"required argument of {self.owner} is missing", on_key=True)
@@ -169,8 +173,7 @@ def _validate(parameter: Parameter, value: Any, owner: str) -> tuple[Any, list[P
             validated = list(validated)  # for Iterable, pydantic gives something that can be read only once
     except ValidationError as error:
         return value, _describe(parameter, value, error, owner)
-    problem = implausible(value, validated)
-    return validated, [] if problem is None else [Problem("invalid-value", (parameter.name,), problem)]
+    return validated, [problem.under(parameter.name) for problem in implausible(value, validated)]
 
 
 def _callers_level() -> int:

@@ -72,7 +72,7 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
     if dot is not None and weights is None:
         raise make_error(LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner)
     if reduction.num_items is not None or reduction.num_sequences is not None:
-        _check_counts(owner, reduction)
+        _check_counts(owner, reduction, values if weights is None else weights)
     if callable(values) and dot is None:
         values = values()
     if not callable(values):
@@ -210,13 +210,13 @@ def _check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
         )
 
 
-def _check_counts(owner: str, reduction: Reduction) -> None:
+def _check_counts(owner: str, reduction: Reduction, like: object) -> None:
     for name, count, modes in (
         ("num_items_in_batch", reduction.num_items, frozenset({"mean"})),
         ("num_sequences_in_batch", reduction.num_sequences, _BY_SEQUENCE),
     ):
         if count is not None:
-            _check_count(owner, name, count)
+            _check_count(owner, name, count, like)
             if reduction.mode not in modes:
                 raise make_error(
                     LossConfigError,
@@ -229,9 +229,11 @@ def _check_counts(owner: str, reduction: Reduction) -> None:
                 )
 
 
-def _check_count(owner: str, name: str, count: Any) -> None:
+def _check_count(owner: str, name: str, count: Any, like: object) -> None:
     if isinstance(count, torch.Tensor):
-        usable = count.ndim == 0 and count.dtype is not torch.bool and not count.is_complex()
+        _check_device(owner, name, count, like)
+        dense = count.layout is torch.strided and not count.is_quantized
+        usable = dense and count.ndim == 0 and _is_count(count.dtype)
     else:
         usable = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < 2**63
     if not usable:
@@ -241,6 +243,24 @@ def _check_count(owner: str, name: str, count: Any) -> None:
             code="invalid-count",
             loss=owner,
             loc=(name,),
+        )
+
+
+def _is_count(dtype: torch.dtype) -> bool:
+    """Whether a number of this dtype can be divided by: a bool, a complex one and a float of 8 bits cannot."""
+    return dtype is not torch.bool and not dtype.is_complex and not (dtype.is_floating_point and dtype.itemsize == 1)
+
+
+def _check_device(owner: str, name: str, count: Tensor, like: object) -> None:
+    device = getattr(like, "device", count.device)
+    if count.device != device and count.device.type != "cpu":  # torch takes a single number from the CPU anywhere
+        raise make_error(
+            LossInputError,
+            f"{name} is on {count.device}, but the loss is computed on {device}.",
+            code="device-mismatch",
+            loss=owner,
+            loc=(name,),
+            hint=f"Move it: {name}.to({str(device)!r}).",
         )
 
 

@@ -8,10 +8,12 @@ nothing and looking one up imports one file. Nothing is ever imported while the 
 from __future__ import annotations
 
 import logging
+import os
 import pkgutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -32,7 +34,9 @@ from .redefinition import is_same, origin
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from .resolve import resolve_loss as resolve_loss
+    from .loss import Loss
+    from .signatures import resolve_loss as resolve_loss
+    from .types import Returned
 
 __all__ = ["LOSS_REGISTRY", "get_registered_losses", "register_loss"]
 
@@ -46,7 +50,7 @@ _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 _entries: dict[str, Any] = {}  # replaced, never changed in place: readers need no lock
 
-FnT = TypeVar("FnT", bound=Callable[..., Any])
+FnT = TypeVar("FnT", bound="Callable[..., Returned | Loss]")
 
 
 class LossRegistry(Mapping[str, Any]):
@@ -120,7 +124,7 @@ def register_loss(name: str, fn: Any = None, *, overwrite: bool = False) -> Any:
         True
         >>> unregister("half_mse")
     """
-    _check_name(name)
+    check_name(name)
     if fn is None:
         return partial(register_loss, name, overwrite=overwrite)
     _check_registrable(name, fn)
@@ -130,7 +134,7 @@ def register_loss(name: str, fn: Any = None, *, overwrite: bool = False) -> Any:
 def register(name: str, fn: Any, *, overwrite: bool = False) -> Any:
     """Register without looking at what is registered; see `register_loss`."""
     global _entries
-    _check_name(name)
+    check_name(name)
     if name in builtin_names() and getattr(fn, "__module__", None) != f"{_BUILTIN_PACKAGE}.{name}":
         _load_builtin(name)  # first, so that it cannot come back over what replaces it
     with _lock:
@@ -212,7 +216,7 @@ def unknown_loss(name: str) -> UnknownLossError:
     return error
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
     if not isinstance(name, str):
         raise make_error(
             LossTypeError,
@@ -268,9 +272,22 @@ def _load_builtin(name: str) -> None:
 
 
 def _entry_points() -> Iterable[EntryPoint]:
+    return _published(tuple((folder, _changed_at(folder or ".")) for folder in sys.path))
+
+
+@lru_cache(maxsize=1)
+def _published(_: tuple[tuple[str, int], ...]) -> Iterable[EntryPoint]:
+    """Search the installed packages, which takes milliseconds for each unknown name, once per state of the folders."""
     from importlib.metadata import entry_points  # 50 ms that a known name never pays
 
     return entry_points(group=ENTRY_POINT_GROUP)
+
+
+def _changed_at(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _load_plugin(entry_point: EntryPoint) -> Any:

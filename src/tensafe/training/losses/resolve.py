@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .adapter import CombinedLoss, ProtocolLoss, ResolvedLoss, TypedLoss
-from .errors import LossConfigError, LossTypeError, Problem, config_error, make_error
+from .errors import MOST_PROBLEMS, LossConfigError, LossTypeError, Problem, config_error, make_error
 from .guards import is_class, is_mapping
 from .loss import Loss
 from .protocol import read_signature
@@ -16,13 +16,16 @@ from .registry import known_without_plugins, lookup
 from .spec import LossSpec, split_spec, stray_problem
 from .targets import TRUSTED, Policy, import_target, parse_target, refuse_gadget
 
-__all__ = ["check_spec", "resolve_loss", "resolving_under"]
+__all__ = ["Spec", "check_spec", "find_loss", "resolve_loss", "resolving_part", "resolving_under"]
 
 Spec = str | Mapping[str, Any] | LossSpec | Loss | Callable[..., Any]
 """What `resolve_loss` takes; a `ResolvedLoss` and a `Loss` class are callables."""
 
 # Scoped to one resolution, never global state: what was allowed once is not allowed to the next config.
 _policy: ContextVar[Policy] = ContextVar("tensafe_policy", default=TRUSTED)
+
+# What is wrong with the nested losses of the spec that is being checked; None outside of `resolving_under`.
+_nested_problems: ContextVar[list[Problem] | None] = ContextVar("tensafe_nested_problems", default=None)
 
 
 def resolve_loss(spec: Spec, /, **kwargs: Any) -> ResolvedLoss:
@@ -58,7 +61,7 @@ did you mean label_smoothing?
     if is_mapping(spec):
         return _resolve_mapping(spec, kwargs)
     if isinstance(spec, str):
-        return _adapt(_find(spec), kwargs, {}, name=spec)
+        return _adapt(find_loss(spec), kwargs, {}, name=spec)
     if isinstance(spec, Loss) or callable(spec):
         return _adapt(spec, kwargs, {})
     raise make_error(
@@ -71,11 +74,33 @@ did you mean label_smoothing?
 @contextmanager
 def resolving_under(policy: Policy) -> Generator[None]:
     """Resolve specs, nested ones too, under a policy about what they may import."""
-    token = _policy.set(policy)
+    found = _nested_problems.get()
+    tokens = _policy.set(policy), _nested_problems.set([] if found is None else found)
     try:
         yield
     finally:
-        _policy.reset(token)
+        _policy.reset(tokens[0])
+        _nested_problems.reset(tokens[1])
+
+
+@contextmanager
+def resolving_part() -> Generator[None]:
+    """Resolve a loss inside another; under `resolving_under`, only until too many of them were wrong.
+
+    Raises:
+        LossConfigError: Too many were.
+    """
+    found = _nested_problems.get()
+    before = 0 if found is None else len(found)
+    if before >= MOST_PROBLEMS:
+        message = f"not looked at, after {MOST_PROBLEMS} mistakes in the losses before it"
+        raise config_error([Problem("too-many-problems", (), message)], loss=None)
+    try:
+        yield
+    except LossConfigError as error:
+        if found is not None:
+            found[before:] = problems_in(error)  # which has in it what was found further inside
+        raise
 
 
 def check_spec(data: Any, policy: Policy = Policy(imports=False)) -> list[Problem]:  # noqa: B008  # a constant
@@ -103,7 +128,7 @@ def _resolve_mapping(data: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Reso
     resolved: ResolvedLoss | None = None
     try:
         if parts.type is not None:
-            found = _find(parts.type)
+            found = find_loss(parts.type)
             resolved = _adapt(found, {**parts.kwargs, **kwargs}, parts.inputs, name=parts.type)
     except LossConfigError as error:
         kind = type(error)
@@ -134,7 +159,7 @@ def _kwarg_names(found: Any) -> list[str]:
     return list(read_signature(found, "").parameters) if callable(found) and not is_class(found) else []
 
 
-def _find(name: str) -> Any:
+def find_loss(name: str) -> Any:
     """Return what a name or a dotted path stands for."""
     policy = _policy.get()
     target = None if name in known_without_plugins() else parse_target(name)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import LossConfigError, Problem, config_error, near_miss, shorten
+from .errors import LossConfigError, Problem, config_error, key_name, near_miss, shorten
 from .guards import is_list, is_mapping
 
 __all__ = ["LossSpec", "SpecParts", "copied", "split_spec"]
 
 SPEC_KEYS = ("type", "kwargs", "inputs")
+
+_DEEPEST = 100
 
 _CHANGEABLE: tuple[type, ...] = (dict, list, set)
 
@@ -32,7 +34,7 @@ class LossSpec(BaseModel):
         LossConfigError: From the constructor; as part of another model the mistakes are in pydantic's ValidationError.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     type: str = Field(description="Registered name of the loss, or package.module:function.")
     kwargs: dict[str, Any] = Field(default_factory=dict[str, Any], description="Arguments of the loss.")
@@ -47,6 +49,9 @@ class LossSpec(BaseModel):
                 inner = [details.get("ctx", {}).get("error") for details in error.errors(include_url=False)]
                 raise next((found for found in inner if isinstance(found, LossConfigError)), error) from None
 
+        # or else pydantic would validate by calling this, with whatever keys the data has for keywords
+        __init__.__pydantic_base_init__ = True
+
     @model_validator(mode="before")
     @classmethod
     def _check(cls, data: Any) -> Any:
@@ -60,8 +65,14 @@ class LossSpec(BaseModel):
         return copied(split_spec(data).as_fields())
 
 
-def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """Copy containers, however nested; what they hold (a module, a tensor) stays the caller's own."""
+def copied(value: Any, seen: dict[int, Any] | None = None, depth: int = 0) -> Any:
+    """Copy containers within containers; what they hold (a module, a tensor) stays the caller's own.
+
+    Raises:
+        LossConfigError: They are nested too deep.
+    """
+    if depth > _DEEPEST:
+        raise config_error([Problem("too-deep", (), f"data is nested more than {_DEEPEST} deep")], loss=None)
     seen = {} if seen is None else seen
     if id(value) in seen:
         return seen[id(value)]
@@ -69,9 +80,9 @@ def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
     if isinstance(value, _CHANGEABLE):
         twin = seen[id(value)] = copy.copy(value)
         for place in twin if is_mapping(value) else range(len(value)) if is_list(value) else ():
-            twin[place] = copied(twin[place], seen)
+            twin[place] = copied(twin[place], seen, depth + 1)
     elif is_list(value) and type(value) is tuple:
-        twin = seen[id(value)] = tuple(copied(item, seen) for item in value)
+        twin = seen[id(value)] = tuple(copied(item, seen, depth + 1) for item in value)
     return twin
 
 
@@ -100,7 +111,7 @@ def split_spec(data: Any) -> SpecParts:
     problems: list[Problem] = []
     name = data.get("type")
     if "type" not in data:
-        if not any(near_miss(str(key), ["type"]) for key in data):  # a misspelt one is reported as such
+        if not any(near_miss(key_name(key), ["type"]) for key in data):  # a misspelt one is reported as such
             message = "required key is missing: the name of a loss, or package.module:function"
             problems.append(Problem("missing-key", ("type",), message, on_key=True))
     elif not isinstance(name, str):
@@ -113,7 +124,7 @@ def split_spec(data: Any) -> SpecParts:
         if not isinstance(key, str) or not key:
             problems.append(Problem("invalid-value", ("inputs", tensor), f"expected a key, got {shorten(key)}"))
             del inputs[tensor]
-    stray = {str(key): value for key, value in data.items() if key not in SPEC_KEYS}
+    stray = {key_name(key): value for key, value in data.items() if key not in SPEC_KEYS}
     return SpecParts(name, kwargs, inputs, stray, problems)
 
 
@@ -139,5 +150,5 @@ def _mapping(value: Any, key: str, wanted: str, problems: list[Problem]) -> dict
         return {}
     for name in value:
         if not isinstance(name, str):
-            problems.append(Problem("invalid-value", (key, str(name)), "a key must be a string", on_key=True))
+            problems.append(Problem("invalid-value", (key, key_name(name)), "a key must be a string", on_key=True))
     return {name: item for name, item in value.items() if isinstance(name, str)}

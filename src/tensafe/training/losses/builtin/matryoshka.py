@@ -60,7 +60,7 @@ class Matryoshka(Loss, name="matryoshka"):
         The sum, 0-d. Numbers of an embedding beyond the first length get a gradient of 0.
 
     Raises:
-        LossInputError: An embedding is shorter than the first length; or from the loss.
+        LossInputError: An embedding is shorter than the first length, or not as long as the others; or from the loss.
         LossConfigError: A kwarg, here or inside the loss, is unknown or out of range; the lengths do not decrease;
             there are not as many weights; the loss has no tensor with an axis `hidden`, or is unreduced; or a call
             has a step, and the loss takes none.
@@ -142,6 +142,8 @@ class Matryoshka(Loss, name="matryoshka"):
             **({} if step is None else {"step": step}),
         }
         embeddings = list(self._embeddings({"outputs": outputs, "batch": batch}))
+        _require_one_length(embeddings)
+        self._require_long_enough(embeddings)
         total: Any = None
         metrics: dict[str, Any] = {}
         for dim, weight in zip(self.dims, self.weights or (1.0,) * len(self.dims), strict=True):
@@ -154,41 +156,47 @@ class Matryoshka(Loss, name="matryoshka"):
                 metrics.update({f"{key}_{dim}": value for key, value in result.get("metrics", {}).items()})
         return {"loss": total, "metrics": metrics}
 
-    def _tensors(self) -> Iterator[tuple[TensorSpec, str | None, tuple[str, ...]]]:
-        """Yield the tensors that the losses inside take, and where and by which keys each is looked for."""
-        for part in innermost(self.loss):
+    def _tensors(self) -> Iterator[tuple[int, TensorSpec, str | None, tuple[str, ...]]]:
+        """Yield the tensors of each loss inside, with its number, and where and by which keys each is looked for."""
+        for number, part in enumerate(innermost(self.loss)):
             assert isinstance(part, TypedLoss)
             for spec in part.contract.tensors:
-                yield spec, *lookup_keys(spec, part.inputs)
+                yield number, spec, *lookup_keys(spec, part.inputs)
 
     def _embeddings(self, sides: Mapping[str, Any]) -> Iterator[_Embedding]:
-        for spec, place, keys in self._tensors():
+        for number, spec, place, keys in self._tensors():
             if spec.kind != "float" or _AXIS not in spec.dims:
                 continue
             for key in keys:
                 found = {side: make_reader(source)(key) for side, source in sides.items() if place in {None, side}}
                 there = {side: tensor for side, tensor in found.items() if tensor is not None}
                 for side, tensor in there.items():
-                    yield self._checked(_Embedding(side, key, tensor, _axis(spec)))
+                    yield self._checked(_Embedding(number, side, key, tensor, _axis(spec)))
                 if there:
                     break
 
     def _checked(self, embedding: _Embedding) -> _Embedding:
         tensor, axis = embedding.tensor, embedding.axis
-        if not isinstance(tensor, torch.Tensor) or not -tensor.ndim <= axis < tensor.ndim:
-            got = f"a tensor of shape {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else shorten(tensor)
+        dense = isinstance(tensor, torch.Tensor) and not tensor.is_nested and tensor.layout is torch.strided
+        if not dense or not -tensor.ndim <= axis < tensor.ndim:
+            kind = "a nested or sparse tensor" if isinstance(tensor, torch.Tensor) else shorten(tensor)
+            got = f"a tensor of shape {list(tensor.shape)}" if dense else kind
             message = f"{shorten(embedding.key)} must be a tensor with an axis {_AXIS} to be cut; got {got}."
             raise make_error(LossInputError, message, code="nothing-to-cut", loss="matryoshka", loc=(embedding.key,))
-        if tensor.shape[axis] < self.dims[0]:
-            raise make_error(
-                LossInputError,
-                f"{shorten(embedding.key)} cannot be cut to {self.dims[0]}: its axis {_AXIS} has {tensor.shape[axis]}.",
-                code="dims-too-large",
-                loss="matryoshka",
-                loc=(embedding.key,),
-                hint=f"Let dims start with at most {tensor.shape[axis]}.",
-            )
         return embedding
+
+    def _require_long_enough(self, embeddings: Sequence[_Embedding]) -> None:
+        for embedding in embeddings:
+            length = embedding.tensor.shape[embedding.axis]
+            if length < self.dims[0]:
+                raise make_error(
+                    LossInputError,
+                    f"{shorten(embedding.key)} cannot be cut to {self.dims[0]}: its axis {_AXIS} has {length}.",
+                    code="dims-too-large",
+                    loss="matryoshka",
+                    loc=(embedding.key,),
+                    hint=f"Let dims start with at most {length}.",
+                )
 
     def _with(self, source: Any, side: str, cut: Sequence[tuple[str, str, Tensor]]) -> Any:
         """Return outputs or batch with what is cut in it."""
@@ -198,21 +206,34 @@ class Matryoshka(Loss, name="matryoshka"):
         if is_mapping(source):
             return {**source, **changed}
         read = make_reader(source)
-        return {**{key: read(key) for _, _, keys in self._tensors() for key in keys}, **changed}
+        return {**{key: read(key) for *_, keys in self._tensors() for key in keys}, **changed}
 
 
 class _Embedding(NamedTuple):
-    """A tensor to cut: where it is, and along which axis."""
+    """A tensor to cut: for which of the losses inside, where it is, and along which axis."""
 
+    part: int
     side: str
     key: str
     tensor: Any
     axis: int
 
 
+def _require_one_length(embeddings: Sequence[_Embedding]) -> None:
+    """Refuse embeddings of one loss that are not equally long: once they are cut, it could not tell."""
+    first: dict[int, _Embedding] = {}
+    for embedding in embeddings:
+        other = first.setdefault(embedding.part, embedding)
+        mine, theirs = embedding.tensor.shape[embedding.axis], other.tensor.shape[other.axis]
+        if mine != theirs:
+            keys = f"{shorten(embedding.key)} has {mine}, but {shorten(other.key)} has {theirs}"
+            message = f"embeddings must have one length before they are cut; along {_AXIS}, {keys}."
+            raise make_error(LossInputError, message, code="shape-mismatch", loss="matryoshka", loc=(embedding.key,))
+
+
 def _cut(embeddings: Sequence[_Embedding], dim: int) -> Iterator[tuple[str, str, Tensor]]:
     made: list[tuple[Tensor, Tensor]] = []
-    for side, key, tensor, axis in embeddings:
+    for _, side, key, tensor, axis in embeddings:
         # what is one tensor in outputs and batch must be one when it is cut
         shorter = next((new for old, new in made if old is tensor), None)
         if shorter is None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from tensafe.training.losses.adapter import ResolvedLoss
-from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, near_miss, shorten
+from tensafe.training.losses.errors import (
+    LossInputError,
+    Problem,
+    config_error,
+    key_name,
+    make_error,
+    near_miss,
+    shorten,
+)
 from tensafe.training.losses.guards import is_list, is_mapping
 from tensafe.training.losses.loss import Loss
 from tensafe.training.losses.nested import (
@@ -64,10 +72,10 @@ class WeightedTerm(StrictModel):
             raise config_error([Problem("unknown-key", ("loss",), message, on_key=True)], loss=None)
         own = {key: data[key] for key in _TERM_KEYS if key in data}
         spec = {key: value for key, value in data.items() if key not in own}
-        misspelt = [key for key in spec if near_miss(str(key), (*SPEC_KEYS, *_TERM_KEYS)) in _TERM_KEYS]
+        misspelt = [key for key in spec if near_miss(key_name(key), (*SPEC_KEYS, *_TERM_KEYS)) in _TERM_KEYS]
         if not misspelt:
             return {"loss": spec, **own}
-        problems = [_misspelt(str(key)) for key in misspelt]
+        problems = [_misspelt(key_name(key)) for key in misspelt]
         # raised from here, so what else is wrong with the term must be looked for here
         problems += check_spec({key: value for key, value in spec.items() if key not in misspelt})
         raise config_error(problems, loss=None)
