@@ -2,7 +2,7 @@
 
 The server is no Python package, so this runs where it is found: on PATH (`npm install -g yaml-language-server`), or at
 the path in the environment variable TENSAFE_YLS. Written against version 1.25; 1.15 shows the same mistakes, but
-proposes a few things more.
+proposes a few things more and offers no fixes.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from own_losses import write_project
 from tensafe.training.losses.registry import builtin_names
 from tensafe.training.losses.schema import loss_schema, schema_files
 
@@ -77,6 +78,13 @@ class Editor:
         return [
             Proposal(item["label"], item["insertText"], str(item.get("documentation", ""))) for item in answer["items"]
         ]
+
+    def fixes(self, text: str) -> list[str]:
+        """Return what is offered to put in place of the first mistake."""
+        uri, diagnostics = self._open(text)
+        context = {"diagnostics": diagnostics[:1]}
+        params = {"textDocument": {"uri": uri}, "range": diagnostics[0]["range"], "context": context}
+        return [action["title"] for action in self._request("textDocument/codeAction", params)]
 
     def hover(self, text: str) -> str:
         """Return what is shown about the word with the `|` in it."""
@@ -143,8 +151,9 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
 
 BUILTIN = sorted(builtin_names())
 ALONE = [name for name in BUILTIN if "required" not in loss_schema(name)]
-NAMES = " | ".join(f'"{name}"' for name in BUILTIN)
-BARE_NAMES = " | ".join(f'"{name}"' for name in ALONE)
+NT_XENT = ["metrics", "reduction", "temperature"]
+MEANT = "Unknown loss; did you mean token_ce?"
+UNKNOWN = "No loss has this name. One of your own is package.module:name."
 TOKEN_CE = """\
 loss:
   type: token_ce
@@ -167,6 +176,30 @@ type: weighted_sum
               kwargs:
                 """
 )
+SCHEDULE = (
+    TERM
+    + """\
+type: mse
+        weight:
+          """
+)
+MATRYOSHKA = """\
+loss:
+  type: matryoshka
+  kwargs:
+    dims: [64, 32]
+    """
+CUT_SUM = (
+    MATRYOSHKA
+    + """\
+loss:
+      type: weighted_sum
+      kwargs:
+        losses:
+          - type: contrastive
+            kwargs:
+              """
+)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +213,8 @@ type: weighted_sum
         pytest.param(TOKEN_CE + "reduction: sequence_sum_norm\n    max_length: 512\n", id="max-length"),
         pytest.param(TERM + "{type: mse, weight: 0.5, name: x, inputs: {targets: y}}\n", id="term"),
         pytest.param(DEEP + "shift: false\n", id="term-in-a-term"),
+        pytest.param(CUT_SUM + "temperature: 0.1\n", id="sum-in-a-matryoshka"),
+        pytest.param(SCHEDULE + "{schedule: cosine, start: 0, end: 1, steps: 10}\n", id="schedule"),
     ],
 )
 def test_good_configs_are_left_alone(text: str, editor: Editor) -> None:
@@ -203,10 +238,21 @@ def test_good_configs_are_left_alone(text: str, editor: Editor) -> None:
         pytest.param(
             TOKEN_CE + "max_length: null\n    reduction: sequence_sum_norm\n", 4, "Required by", id="null-max-length"
         ),
-        pytest.param("loss:\n  type: tokn_ce\n  kwargs: {x: 1}\n", 2, NAMES, id="unknown-loss"),
-        pytest.param("loss: tokn_ce\n", 1, BARE_NAMES, id="unknown-bare-loss"),
+        pytest.param(TOKEN_CE + "label_smoothing: true\n", 4, 'Incorrect type. Expected "number".', id="bool"),
+        pytest.param(TOKEN_CE + "label_smoothing: '0.1'\n", 4, 'Incorrect type. Expected "number".', id="quoted"),
+        pytest.param(TOKEN_CE + "class_weights: [1, -1]\n", 4, "below the minimum of 0", id="out-of-range-in-a-list"),
+        pytest.param("loss:\n  type: dpo\n  kwargs:\n    beta: 0\n", 4, "exclusive minimum of 0", id="open-range"),
+        pytest.param("loss:\n  type: tokn_ce\n  kwargs: {x: 1}\n", 2, MEANT, id="misspelt-loss"),
+        pytest.param("loss: token-ce\n", 1, MEANT, id="misspelt-bare-loss"),
+        pytest.param(TERM + "type: token_ec\n", 6, MEANT, id="misspelt-loss-of-a-term"),
+        pytest.param("loss:\n  type: xent\n", 2, UNKNOWN, id="unknown-loss"),
+        pytest.param("loss: xent\n", 1, UNKNOWN, id="unknown-bare-loss"),
         pytest.param("loss: weighted_sum\n", 1, "weighted_sum has required kwargs: losses", id="bare-weighted-sum"),
-        pytest.param("loss: 5\n", 1, BARE_NAMES, id="number"),
+        pytest.param("loss:\n  type: weighted_sum\n", 1, 'Missing property "kwargs".', id="no-kwargs"),
+        pytest.param("loss:\n  type: weighted_sum\n  kwargs:\n", 3, "has required kwargs: losses", id="null-kwargs"),
+        pytest.param(MATRYOSHKA, 3, 'Missing property "loss".', id="missing-kwarg"),
+        pytest.param("loss: 5\n", 1, "Expected one of string, object.", id="number"),
+        pytest.param("loss:\n  type: 5\n", 2, 'Incorrect type. Expected "string".', id="number-as-type"),
         pytest.param("loss:\n  type: a:b:c\n", 2, "Expected package.module:name.", id="bad-path"),
         pytest.param("loss: a b.c\n", 1, "Expected package.module:name.", id="bad-bare-path"),
         pytest.param("loss:\n  type: mse\n  reduction: sum\n", 3, "Property reduction is not", id="misplaced-kwarg"),
@@ -217,12 +263,25 @@ def test_good_configs_are_left_alone(text: str, editor: Editor) -> None:
             "loss:\n  type: mse\n  inputs:\n    target: y\n", 4, "Property target is not", id="unknown-tensor"
         ),
         pytest.param("optimizer: {}\n", 1, 'Missing property "loss".', id="no-loss"),
-        pytest.param(TERM + "msee\n", 6, BARE_NAMES, id="term-of-unknown-loss"),
+        pytest.param(TERM + "msee\n", 6, UNKNOWN, id="term-of-unknown-loss"),
         pytest.param(TERM + "type: mse\n        wieght: 1\n", 7, "Property wieght is not allowed.", id="term-key"),
         pytest.param(TERM + "type: mse\n        weight: x\n", 7, "Expected one of number, object.", id="term-weight"),
         pytest.param(TERM + "{type: mse, kwargs: {reduction: none}}\n", 6, "must be one number", id="term-none"),
         pytest.param(DEEP + "shift: 1\n", 11, 'Incorrect type. Expected "boolean".', id="term-in-a-term"),
         pytest.param(DEEP + "margin: 1\n", 11, "Property margin is not allowed.", id="kwarg-of-another-loss"),
+        pytest.param(SCHEDULE + "{start: 0, end: 1}\n", 7, 'Missing property "schedule".', id="no-schedule"),
+        pytest.param(
+            SCHEDULE + "schedule: linar\n", 8, '"constant" | "linear" | "cosine" | "step"', id="schedule-name"
+        ),
+        pytest.param(SCHEDULE + "{schedule: constant, start: 0, end: 1}\n", 8, "end is not allowed", id="schedule-key"),
+        pytest.param(
+            SCHEDULE + "schedule: linear\n          start: 0\n          end: 1\n          steps: 0\n",
+            11,
+            "Value is below the minimum of 1.",
+            id="schedule-range",
+        ),
+        pytest.param(CUT_SUM + "temprature: 1\n", 11, "Property temprature is not", id="sum-in-a-matryoshka"),
+        pytest.param(MATRYOSHKA + "loss: contrasive\n", 5, "did you mean contrastive?", id="loss-of-a-matryoshka"),
         pytest.param("loss: mse\nloss: mse\n", 2, "Map keys must be unique", id="repeated-key"),
     ],
 )
@@ -237,7 +296,24 @@ def test_mistakes_are_all_shown(editor: Editor) -> None:
     assert sorted(line for line, _ in editor.diagnose(text)) == [8, 9]
 
 
-@pytest.mark.parametrize("text", ["loss:\n  type: |\n", TERM + "type: |\n"], ids=["loss", "term"])
+@pytest.mark.parametrize(
+    ("text", "fixes"),
+    [
+        pytest.param("loss: tokn_ce\n", ["token_ce"], id="misspelt-loss"),
+        pytest.param("loss: xent\n", BUILTIN, id="unknown-loss"),
+        pytest.param("loss:\n  type: nt_xent\n  kwargs:\n    temprature: 1\n", NT_XENT, id="unknown-kwarg"),
+        pytest.param("loss:\n  type: mse\n  kwargs:\n    reduction: avg\n", ["none", "sum", "mean"], id="bad-choice"),
+    ],
+)
+def test_fixes(text: str, fixes: list[str], editor: Editor) -> None:
+    assert editor.fixes(text) == fixes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["loss:\n  type: |\n", TERM + "type: |\n", MATRYOSHKA + "loss:\n      type: |\n"],
+    ids=["loss", "term", "matryoshka"],
+)
 def test_completion_of_type(text: str, editor: Editor) -> None:
     proposals = editor.complete(text)
     assert sorted(proposal.label for proposal in proposals) == BUILTIN
@@ -270,10 +346,16 @@ def test_completion_of_a_loss_offers_names_and_whole_blocks(text: str, editor: E
             id="what-is-left",
         ),
         pytest.param(
-            TERM + "type: nt_xent\n        kwargs:\n          |\n",
-            {"metrics", "reduction", "temperature"},
-            id="term",
+            "loss:\n  type: contrastive\n  kwargs:\n    |\n",
+            {"metrics", "reduction", "temperature", "margin"},
+            id="name-that-another-begins-with",
         ),
+        pytest.param(TERM + "type: nt_xent\n        kwargs:\n          |\n", set(NT_XENT), id="term"),
+        pytest.param(
+            MATRYOSHKA + "loss:\n      type: nt_xent\n      kwargs:\n        |\n", set(NT_XENT), id="matryoshka"
+        ),
+        pytest.param(CUT_SUM.replace("contrastive", "nt_xent") + "|\n", set(NT_XENT), id="sum-in-a-matryoshka"),
+        pytest.param(SCHEDULE + "schedule: |\n", {"constant", "linear", "cosine", "step"}, id="schedule"),
         pytest.param(DEEP.replace("token_ce", "mse") + "|\n", {"metrics", "reduction"}, id="term-in-a-term"),
         pytest.param("loss:\n  type: mse\n  |\n", {"kwargs", "inputs"}, id="beside-type"),
         pytest.param(
@@ -312,7 +394,69 @@ def test_completion_inserts_defaults(editor: Editor) -> None:
             TERM + "type: mse\n        wei|ght: 1\n", "What the loss of this term is multiplied by", id="weight"
         ),
         pytest.param("loss:\n  type: token_ce\n  inputs:\n    lab|els: y\n", "Key of int", id="tensor"),
+        pytest.param(TOKEN_CE + "reduction: sequence_|mean\n", "mean over sequences", id="choice"),
+        pytest.param(CUT_SUM + "temp|erature: 0.1\n", "What the cosines are divided by", id="sum-in-a-matryoshka"),
+        pytest.param(SCHEDULE + "{schedule: lin|ear, start: 0}\n", "A straight line", id="schedule"),
+        pytest.param(SCHEDULE + "{schedule: linear, sta|rt: 0}\n", "The number at first", id="schedule-key"),
     ],
 )
 def test_hover(text: str, shown: str, editor: Editor) -> None:
     assert shown in editor.hover(text)
+
+
+# A user's own losses, by `tensafe schema --import my_package.losses --write schemas`
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    assert SERVER is not None
+    editor = Editor(SERVER, folder / "schemas" / "training_config.json")
+    yield editor
+    editor.close()
+
+
+GAP = "loss:\n  type: own_gap\n  kwargs:\n    margin: 1\n    "
+TEMPERED = "loss:\n  type: own_tempered\n  kwargs:\n    "
+DOUBLED = "loss:\n  type: own_doubled\n  kwargs:\n    of:\n      type: own_gap\n      kwargs:\n        "
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        pytest.param("loss: own_gapp\n", 1, "did you mean own_gap?", id="misspelt"),
+        pytest.param(GAP + "sid: up\n", 5, "Property sid is not allowed.", id="unknown-kwarg"),
+        pytest.param(GAP + "side: up\n", 5, 'Valid values: "above", "below", "both".', id="bad-choice"),
+        pytest.param("loss:\n  type: own_gap\n  kwargs: {}\n", 3, 'Missing property "margin".', id="missing-kwarg"),
+        pytest.param(TEMPERED + "temperature: 11\n", 4, "above the maximum of 10", id="function-range"),
+        pytest.param(TEMPERED + "limit: true\n", 4, 'Expected "integer | null".', id="function-type"),
+        pytest.param(TEMPERED + "margin: 1\n", 4, "Property margin is not allowed.", id="kwarg-of-another-loss"),
+        pytest.param(DOUBLED + "margin: x\n", 7, 'Incorrect type. Expected "number".', id="nested"),
+    ],
+)
+def test_each_mistake_with_own_losses(text: str, line: int, message: str, own: Editor) -> None:
+    diagnostics = own.diagnose(text)
+    assert [at for at, _ in diagnostics] == [line], diagnostics
+    assert message in diagnostics[0][1]
+
+
+def test_completion_of_own_losses(own: Editor) -> None:
+    types = {proposal.label: proposal.documentation for proposal in own.complete("loss:\n  type: |\n")}
+    assert set(types) == {*BUILTIN, "own_gap", "own_tempered", "own_doubled"}
+    assert types["own_tempered"] == "Scores at a temperature."
+    assert {each.label for each in own.complete(TEMPERED + "|\n")} == {"temperature", "limit", "mode"}
+    assert {each.label for each in own.complete(DOUBLED + "|\n")} >= {"metrics", "reduction", "margin", "side"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("loss:\n  type: own_|gap\n", "further away than a margin"),
+        (TEMPERED + "temp|erature: 1\n", "What scores are divided by."),
+        (DOUBLED + "mar|gin: 1\n", "What is nearer than this is near enough."),
+    ],
+    ids=["type", "kwarg-of-a-function", "kwarg-of-a-nested-one"],
+)
+def test_hover_over_own_losses(text: str, shown: str, own: Editor) -> None:
+    assert shown in own.hover(text)

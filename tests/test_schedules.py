@@ -205,7 +205,7 @@ def test_other_losses_take_no_step() -> None:
 
 def test_step_is_no_kwarg() -> None:
     with pytest.raises(LossConfigError, match="unknown argument of weighted_sum"):
-        resolve_loss("weighted_sum", losses=["mse"], step=1)
+        resolve_loss("weighted_sum", losses=["mse"], step=1)  # type: ignore[arg-type]
 
 
 class Doubling(Loss):

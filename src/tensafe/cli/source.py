@@ -24,6 +24,8 @@ def read(file: str) -> tuple[str, bytes]:
 
 def import_modules(modules: list[str]) -> bool:
     """Import modules for the losses that they register; say which one fails, and return whether none did."""
+    if modules and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it, but last: nothing there can hide what is installed
     for module in modules:
         try:
             import_module(module)

@@ -45,10 +45,10 @@ class Schedule(StrictModel):
 
 
 class Constant(Schedule):
-    r"""The same number at every step: :math:`s`.
+    """The same number at every step.
 
     Attributes:
-        start: :math:`s`.
+        start: The number.
 
     Example:
         >>> Constant(start=0.5).at(1000)
@@ -86,7 +86,9 @@ class _Ramp(_Change):
 
 
 class Linear(_Ramp):
-    r"""A straight line, :math:`s + (e - s)\,p` with :math:`p = \mathrm{clip}((t - w) / n, 0, 1)` at step :math:`t`.
+    r"""A straight line from one number to another.
+
+    At step :math:`t` it is :math:`s + (e - s)\,p` with :math:`p = \mathrm{clip}((t - w) / n, 0, 1)`.
 
     Attributes:
         start: :math:`s`, the number up to step :math:`w`.
@@ -108,7 +110,9 @@ class Linear(_Ramp):
 
 
 class Cosine(_Ramp):
-    r"""Half a cosine wave, :math:`s + (e - s) (1 - \cos \pi p) / 2`: slow at both ends; else like `Linear`.
+    r"""Half a cosine wave from one number to another, slow at both ends.
+
+    It is :math:`s + (e - s) (1 - \cos \pi p) / 2`; all else is as in `Linear`.
 
     Example:
         >>> wave = Cosine(start=1.0, end=0.0, steps=4)
@@ -181,13 +185,16 @@ def _unknown(value: Mapping[Any, Any]) -> Problem:
 def _json_schema() -> dict[str, Any]:
     """Return one schema of numbers and of all schedules: `if` the name is that, `then`, so that a mistake is one."""
     models = {name: kind.model_json_schema() for name, kind in _KINDS.items()}
-    keys = {key: schema for model in models.values() for key, schema in model["properties"].items()}
+    keys = {key: dict(schema) for model in models.values() for key, schema in model["properties"].items()}
+    for schema in keys.values():
+        del schema["title"]  # made up from the key
     names = [
         {"const": name, "title": name, "description": (kind.__doc__ or "").partition("\n")[0]}
         for name, kind in _KINDS.items()
     ]
     keys["schedule"] = {"description": "How the number changes.", "anyOf": names}
     return {
+        "title": "schedule",
         "type": ["number", "object"],
         "required": ["schedule"],
         "properties": keys,

@@ -6,11 +6,14 @@ that gives a single message, on the right line, and that completes:
 - Names are an `anyOf` of `const`, not an `enum`, so that each comes with its own documentation.
 - What a loss takes hangs on `if` the type is its name, `then`, never on `anyOf`: of an `anyOf` that fails, a client
   shows the branch it thinks nearest, often another loss.
-- A dotted path is at first anything with a dot or a colon; then, that must be well formed.
+- A type is at first any text; then, what has a dot or a colon must be a well-formed path, what is one slip away from a
+  name must be that name, and all else one of the names. So the message is about one of them, not a list of all.
 
-A schema cannot say all that `check_spec` does, which has the last word. To JSON Schema `5.0` is an integer, and it does
-not know that any integer fits 64 bits where a number is due, that no two terms of a sum share a name, that a spec may
-also stand under `loss` in a term (which is for Python), or which letters beyond ASCII Python has in names.
+A schema cannot say all that `check_spec` does, which has the last word. To JSON Schema `5.0` is an integer, and `.inf`
+and `.nan` are numbers; it does not know that any integer fits 64 bits where a number is due, that no two terms of a sum
+share a name, which values of a loss do not go together (one that must lie above another, lists of one length, a loss
+that does not fit into another), that a spec may also stand under `loss` in a term (which is for Python), or which
+letters beyond ASCII Python has in names.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from .errors import LossConfigError
 from .kwargs_schema import SPEC, LossSchema, read_loss, reference, spec_shape
 from .protocol import COUNTS
 from .registry import builtin_names, get_registered_losses
+from .typos import slips
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,7 +42,9 @@ _END = r"$(?!\n)"  # Python's $ also stands before a last line break
 # The identifiers of Python and the regular expressions of JavaScript agree on ASCII only; the rest is let through.
 _WORD = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
 _STRICT_PATH = rf"^{_WORD}(\.{_WORD})*[.:]{_WORD}{_END}"
+_ANY: JsonSchema = {}
 _LOOSE_PATH = {"type": "string", "pattern": "[.:]"}
+_STRICT = {"pattern": _STRICT_PATH, "patternErrorMessage": "Expected package.module:name."}
 _DOTTED = {"title": "dotted path", "description": "A loss of your own, package.module:name.", **_LOOSE_PATH}
 _UNTYPED = {"type": "object", "not": {"required": ["type"]}}
 _KEY = {"type": "string", "minLength": 1}
@@ -116,6 +122,7 @@ def _definitions(names: Iterable[str] | None) -> dict[str, JsonSchema]:
     return {
         **definitions,
         SPEC: spec_shape({}),
+        "loss-name": _name(losses),
         "loss-type": _type(losses),
         "loss-form": _form(losses),
         "loss-rules": {"allOf": _rules(losses)},
@@ -123,9 +130,11 @@ def _definitions(names: Iterable[str] | None) -> dict[str, JsonSchema]:
 
 
 def _type(losses: Mapping[str, LossSchema]) -> JsonSchema:
+    constants = [_constant(name, loss) for name, loss in losses.items()]
     return {
         "description": "Registered name of the loss, or package.module:name.",
-        "anyOf": [*(_constant(name, loss) for name, loss in losses.items()), _DOTTED],
+        "type": "string",
+        "allOf": [{"anyOf": [*constants, _DOTTED, _ANY]}, reference("loss-name")],
     }
 
 
@@ -136,10 +145,23 @@ def _constant(name: str, loss: LossSchema) -> JsonSchema:
 def _form(losses: Mapping[str, LossSchema]) -> JsonSchema:
     """Tell bare names from objects, and objects without a type, which get snippets, from those that have one."""
     short = [_constant(name, loss) for name, loss in losses.items() if not loss.required]
-    # what cannot stand alone passes here, as a pattern so that it is not suggested: the rules say why it is wrong
-    long = [{"type": "string", "pattern": f"^{name}{_END}"} for name, loss in losses.items() if loss.required]
     untyped = {**_UNTYPED, "defaultSnippets": [_snippet(name, loss) for name, loss in losses.items()]}
-    return {"anyOf": [*short, _DOTTED, *long, {"type": "object", "required": ["type"]}, untyped]}
+    forms = [*short, _DOTTED, _ANY, {"type": "object", "required": ["type"]}, untyped]
+    return {"type": ["string", "object"], "anyOf": forms}
+
+
+def _name(losses: Mapping[str, LossSchema]) -> JsonSchema:
+    """Say of a text that is no name why it is no path either, or which name was meant."""
+    rules: list[JsonSchema] = [{"if": _LOOSE_PATH, "then": _STRICT}]
+    known: list[JsonSchema] = [_LOOSE_PATH]
+    for name in losses:
+        if typos := slips(name):
+            typo = {"pattern": f"^({'|'.join(typos)}){_END}"}
+            rules.append({"if": typo, "then": {"const": name, "errorMessage": f"Unknown loss; did you mean {name}?"}})
+            known.append(typo)
+    message = "No loss has this name. One of your own is package.module:name."
+    rules.append({"if": {"not": {"anyOf": known}}, "then": {"enum": list(losses), "errorMessage": message}})
+    return {"if": {"type": "string", "not": {"enum": list(losses)}}, "then": {"allOf": rules}}
 
 
 def _union(losses: Mapping[str, LossSchema]) -> JsonSchema:
@@ -178,21 +200,23 @@ def _snippet(name: str, loss: LossSchema) -> JsonSchema:
 
 def _rules(losses: Mapping[str, LossSchema]) -> list[JsonSchema]:
     """Say what follows from each type, and from each bare name."""
-    path = {"pattern": _STRICT_PATH, "patternErrorMessage": "Expected package.module:name."}
     kwargs = {"type": ["object", "null"], "properties": dict.fromkeys(COUNTS, False)}
     rules: list[JsonSchema] = [
         {"if": _UNTYPED, "then": {"properties": {"kwargs": {"properties": _union(losses)}}}},
-        {"if": _LOOSE_PATH, "then": path},
-        _typed(_LOOSE_PATH, {"type": path, "kwargs": kwargs, "inputs": {**_INPUTS, "additionalProperties": _KEY}}),
+        {"if": {"type": "string"}, "then": reference("loss-name")},
+        _typed(_LOOSE_PATH, {"kwargs": kwargs, "inputs": {**_INPUTS, "additionalProperties": _KEY}}),
     ]
     for name, loss in losses.items():
         tensors = {tensor.name: {"description": f"Key of {tensor}.", **_KEY} for tensor in loss.tensors}
         inputs = {**_INPUTS, "properties": tensors, "additionalProperties": False}
-        rules.append(_typed({"const": name}, {"kwargs": reference(name), "inputs": inputs}))
+        # while it completes, a client takes a const for any longer one; a pattern it takes as it is
+        itself = {"const": name, "pattern": f"^{name}{_END}"}
+        rules.append(_typed(itself, {"kwargs": reference(name), "inputs": inputs}))
         if loss.required:
+            mapping = {"type": "object", "errorMessage": f"{name} has required kwargs: {', '.join(loss.required)}."}
             rules[-1]["then"]["required"] = ["kwargs"]
-            message = f"{name} has required kwargs: {', '.join(loss.required)}."
-            rules.append({"if": {"const": name}, "then": {"type": "object", "errorMessage": message}})
+            rules[-1]["then"]["properties"]["kwargs"] = {"allOf": [reference(name), mapping]}
+            rules.append({"if": {"const": name}, "then": mapping})
     return rules
 
 
