@@ -104,7 +104,7 @@ def test_a_return_without_a_loss(result: Any) -> None:
 
 def test_what_is_no_loss_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a loss is resolved from"):
-        losses.resolve_loss(42)  # type: ignore[arg-type]
+        losses.resolve_loss(42)  # type: ignore[call-overload]
 
 
 # Returns

@@ -57,7 +57,7 @@ def test_a_loss_by_hand(a: Tensor, b: Tensor, kwargs: Any, expected: float) -> N
 
 
 @given(embeddings(), st.floats(0.05, 5), st.floats(0, 2), st.sampled_from(["sum", "mean"]))
-def test_every_reduction_is_that_of_the_formula(pair: Pair, temperature: float, margin: float, mode: str) -> None:
+def test_every_reduction_is_that_of_the_formula(pair: Pair, temperature: float, margin: float, mode: Any) -> None:
     expected = reduced(elements(contrastive(*pair, temperature=temperature, margin=margin)), mode)
     loss = loss_of(*pair, temperature=temperature, margin=margin, reduction=mode)
     assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
@@ -69,7 +69,7 @@ def test_none_gives_one_value_per_pair(pair: Pair, margin: float) -> None:
     torch.testing.assert_close(loss_of(*pair, margin=margin, reduction="none"), expected, rtol=1e-9, atol=1e-9)
 
 
-def by_torch(a: Tensor, b: Tensor, temperature: float, margin: float, mode: str) -> Tensor:
+def by_torch(a: Tensor, b: Tensor, temperature: float, margin: float, mode: Any) -> Tensor:
     """The loss in operations that autograd differentiates."""
     cosines = torch.nn.functional.normalize(a) @ torch.nn.functional.normalize(b).T
     scores = (cosines - margin * torch.eye(len(a), dtype=a.dtype)) / temperature
@@ -79,7 +79,7 @@ def by_torch(a: Tensor, b: Tensor, temperature: float, margin: float, mode: str)
 
 @given(st.integers(1, 9), st.integers(0, 2**32), st.floats(0.05, 5), st.floats(0, 2), st.sampled_from(["sum", "mean"]))
 def test_the_gradient_is_that_of_the_formula(
-    rows: int, seed: int, temperature: float, margin: float, mode: str
+    rows: int, seed: int, temperature: float, margin: float, mode: Any
 ) -> None:
     sides = [x.requires_grad_() for x in pairs(seed, rows, torch.float64)]
     expected = torch.autograd.grad(by_torch(sides[0], sides[1], temperature, margin, mode), sides)
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_formula(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", ["mean", "none"])
-def test_narrower_embeddings_are_computed_in_float32(dtype: torch.dtype, mode: str) -> None:
+def test_narrower_embeddings_are_computed_in_float32(dtype: torch.dtype, mode: Any) -> None:
     sides = pairs(rows=9, dtype=dtype)
     outputs = dict(zip(("embeddings_a", "embeddings_b"), sides, strict=True))
     loss_fn = resolve_loss("contrastive", temperature=0.5, margin=0.1, reduction=mode)
@@ -125,7 +125,7 @@ def test_hard_negatives_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mode", ["mean", "none"])
-def test_hard_negatives_of_all_are_candidates_in_the_first_direction(mode: str) -> None:
+def test_hard_negatives_of_all_are_candidates_in_the_first_direction(mode: Any) -> None:
     drawn = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     outputs = dict(zip(("embeddings_a", "embeddings_b"), drawn.unbind(1)[:2], strict=True))
     outputs["embeddings_negative"] = drawn[:, 2:]

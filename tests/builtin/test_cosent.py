@@ -90,7 +90,7 @@ def test_targets_get_no_gradient() -> None:
 
 def test_it_has_no_reduction() -> None:
     with pytest.raises(LossConfigError, match=r"^cosent: reduction: unknown argument"):
-        resolve_loss("cosent", reduction="mean")
+        resolve_loss("cosent", reduction="mean")  # type: ignore[arg-type]
 
 
 def test_embeddings_instead_of_scores_are_refused() -> None:

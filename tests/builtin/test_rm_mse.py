@@ -41,7 +41,7 @@ def test_a_loss_by_hand(rewards: Any, targets: Any, mask: Any, kwargs: Any, expe
 
 
 @given(drawn(), st.sampled_from(["sum", "mean"]))
-def test_every_reduction_is_that_of_the_formula(it: Drawn, mode: str) -> None:
+def test_every_reduction_is_that_of_the_formula(it: Drawn, mode: Any) -> None:
     loss, gradients = loss_and_gradients(resolve_loss("rm_mse", reduction=mode), *it.named("rewards"))
     assert loss.item() == pytest.approx(reduced(it.rows(lambda r, y: (r - y) ** 2), mode), rel=1e-12)
     scale = 2 / max(int(it.mask.sum()), 1) if mode == "mean" else 2
@@ -50,7 +50,7 @@ def test_every_reduction_is_that_of_the_formula(it: Drawn, mode: str) -> None:
 
 
 @given(drawn(), st.sampled_from(["none", "mean"]))
-def test_what_does_not_count_has_no_effect(it: Drawn, mode: str) -> None:
+def test_what_does_not_count_has_no_effect(it: Drawn, mode: Any) -> None:
     loss_fn = resolve_loss("rm_mse", reduction=mode)
     loss, gradients = loss_and_gradients(loss_fn, *it.named("rewards"))
     spoilt, spoilt_gradients = loss_and_gradients(loss_fn, *it.spoilt().named("rewards"))
@@ -59,7 +59,7 @@ def test_what_does_not_count_has_no_effect(it: Drawn, mode: str) -> None:
 
 
 @given(drawn(), st.sampled_from(["none", "sum", "mean"]))
-def test_a_missing_annotation_is_one_that_is_masked(it: Drawn, mode: str) -> None:
+def test_a_missing_annotation_is_one_that_is_masked(it: Drawn, mode: Any) -> None:
     rewards = torch.where(it.mask, it.predictions, torch.nan)
     outputs, batch = {"rewards": rewards}, {"targets": torch.where(it.mask, it.targets, -100.0)}
     loss, gradients = loss_and_gradients(resolve_loss("rm_mse", ignore_value=-100, reduction=mode), outputs, batch)

@@ -63,7 +63,7 @@ def test_a_loss_by_hand(logits: Any, labels: Any, kwargs: Any, expected: float) 
 
 
 @given(st.one_of(tokens(rows=1), tokens(rows=2)), st.booleans(), formulas(), st.sampled_from(MODES))
-def test_every_reduction_is_that_of_the_formula(drawn: Tokens, shift: bool, formula: Any, mode: str) -> None:
+def test_every_reduction_is_that_of_the_formula(drawn: Tokens, shift: bool, formula: Any, mode: Any) -> None:
     if drawn.labels.ndim == 1 and mode.startswith("sequence"):
         mode = "mean"
     loss = resolve(shift=shift, reduction=mode, **formula)(drawn.outputs, drawn.batch)["loss"]
@@ -114,7 +114,7 @@ def by_torch(logits: Tensor, labels: Tensor, kwargs: Any) -> Tensor:
 
 
 @given(tokens(least=1), formulas(), st.sampled_from(["sum", "none"]))
-def test_the_gradient_is_that_of_the_formula(drawn: Tokens, formula: Any, mode: str) -> None:
+def test_the_gradient_is_that_of_the_formula(drawn: Tokens, formula: Any, mode: Any) -> None:
     loss_fn = resolve(shift=False, reduction=mode, **formula)
     _, gradients = loss_and_gradients(loss_fn, drawn.outputs, drawn.batch)
     leaf = drawn.logits.clone().requires_grad_()
@@ -194,7 +194,7 @@ def test_what_is_ignored_may_hold_anything(drawn: Tokens, junk: float, smoothing
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 1, 4), (2, 3, 4), (0, 4), (3, 4)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_nothing_to_learn_is_zero_with_a_zero_gradient(shape: tuple[int, ...], mode: str) -> None:
+def test_nothing_to_learn_is_zero_with_a_zero_gradient(shape: tuple[int, ...], mode: Any) -> None:
     if len(shape) == 2 and mode.startswith("sequence"):
         shape = (1, *shape)
     labels = torch.full(shape[:-1], -100)
@@ -378,7 +378,7 @@ def test_the_sequences_of_other_ranks_count_too() -> None:
 
 
 @pytest.mark.parametrize("mode", ["sum", "none", "sequence_mean"])
-def test_a_count_that_the_reduction_does_not_use_is_refused(mode: str) -> None:
+def test_a_count_that_the_reduction_does_not_use_is_refused(mode: Any) -> None:
     loss_fn, outputs = resolve(reduction=mode), {"logits": torch.zeros(1, 2, 4)}
     batch = {"labels": torch.tensor([[0, 1]])}
     message = r"^token_ce: num_items_in_batch is the denominator of reduction mean"
@@ -450,7 +450,7 @@ def test_every_kwarg_that_is_wrong_is_named_at_once() -> None:
 @pytest.mark.parametrize("bad", [3, -1, 2**40])
 @pytest.mark.parametrize("mode", ["mean", "sequence_sum", "none"])
 @pytest.mark.parametrize("learn", [True, False], ids=["to learn", "to evaluate"])
-def test_a_label_out_of_range_is_named(bad: int, mode: str, learn: bool) -> None:
+def test_a_label_out_of_range_is_named(bad: int, mode: Any, learn: bool) -> None:
     outputs = {"logits": torch.zeros(2, 4, 3, requires_grad=learn)}
     labels = torch.tensor([[0, 0, bad, -100], [0, 1, bad, 2]])
     for name in ("labels", "shift_labels"):
@@ -490,7 +490,7 @@ def learn(dtype: torch.dtype, **kwargs: Any) -> Overwritten:
 @pytest.mark.parametrize("mode", [*MODES, "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_model_learns_the_same_when_its_logits_are_overwritten(
-    mode: str, dtype: torch.dtype, smoothing: float, request: pytest.FixtureRequest
+    mode: Any, dtype: torch.dtype, smoothing: float, request: pytest.FixtureRequest
 ) -> None:
     kwargs = {"reduction": mode, "label_smoothing": smoothing, "z_loss": 0.01}
     expected, found = learn(dtype, **kwargs), learn(dtype, overwrite_logits=True, **kwargs)
@@ -522,23 +522,23 @@ def made_logits(make: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
     return make(hidden @ torch.ones(4, 5))
 
 
-def overwrite(logits: Tensor, mode: str, **kwargs: Any) -> Tensor:
+def overwrite(logits: Tensor, mode: Any, **kwargs: Any) -> Tensor:
     loss: Tensor = resolve(reduction=mode, overwrite_logits=True)({"logits": logits}, LABELS, **kwargs)["loss"]
     return loss.sum()
 
 
-def _twice(mode: str) -> None:
+def _twice(mode: Any) -> None:
     loss = overwrite(made_logits(), mode)
     torch.autograd.backward(loss, retain_graph=True)
     torch.autograd.backward(loss)
 
 
-def _differentiated_again(mode: str) -> None:
+def _differentiated_again(mode: Any) -> None:
     logits = made_logits()
     torch.autograd.grad(overwrite(logits, mode), logits, create_graph=True)
 
 
-def _another_loss(mode: str) -> None:
+def _another_loss(mode: Any) -> None:
     logits = made_logits()
     overwrite(logits, mode)
     resolve()({"logits": logits}, LABELS)
@@ -570,7 +570,7 @@ REFUSED: dict[str, tuple[Callable[[str], object], str]] = {
 @pytest.mark.parametrize("mode", ["mean", "none"])
 @pytest.mark.parametrize(("attempt", "part"), REFUSED.values(), ids=REFUSED)
 def test_logits_that_are_needed_again_are_not_overwritten(
-    attempt: Callable[[str], object], part: str, mode: str
+    attempt: Callable[[str], object], part: str, mode: Any
 ) -> None:
     with pytest.raises(LossInputError, match=part) as caught:
         attempt(mode)
@@ -580,7 +580,7 @@ def test_logits_that_are_needed_again_are_not_overwritten(
 
 @pytest.mark.parametrize("path", ["in chunks"], indirect=True)
 @pytest.mark.parametrize("mode", ["mean", "none"])
-def test_who_kept_overwritten_logits_is_told_by_torch(mode: str) -> None:
+def test_who_kept_overwritten_logits_is_told_by_torch(mode: Any) -> None:
     logits, factor = made_logits(), torch.ones((), requires_grad=True)
     other = (logits * factor).sum()
     loss = overwrite(logits, mode)
@@ -732,7 +732,7 @@ def test_a_whole_weight_is_as_many_tokens(drawn: Tokens, data: st.DataObject) ->
 
 @pytest.mark.parametrize("mode", [*MODES, "none"])
 @pytest.mark.parametrize("junk", [math.nan, math.inf])
-def test_a_token_of_weight_0_may_hold_anything(mode: str, junk: float) -> None:
+def test_a_token_of_weight_0_may_hold_anything(mode: Any, junk: float) -> None:
     logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     batch = {"labels": torch.tensor([[0, 1, 2, 1], [2, -100, 1, 0]]), "sample_weights": torch.tensor([0.5, 2.0])}
     weights = torch.tensor([[junk, 1.0, 0.0, 2.0], [9.0, junk, 3.0, 0.0]])

@@ -133,7 +133,7 @@ def test_kl_of_torchtune(
 
 @pytest.mark.parametrize(("tail", "add_tail"), [("bucket", True), ("renormalise_both", False)])
 @pytest.mark.parametrize("k", [1, 4])
-def test_top_k_of_trl(tail: str, add_tail: bool, k: int, record_property: Callable[[str, object], None]) -> None:
+def test_top_k_of_trl(tail: Any, add_tail: bool, k: int, record_property: Callable[[str, object], None]) -> None:
     module = peer("trl", "trl.experimental.iw_opd.iw_opd_trainer", record_property)
     theirs = module.IWOPDTrainer.generalized_jsd_loss
     teacher = logits(1).log_softmax(-1).topk(k, -1)

@@ -126,7 +126,44 @@ for spec in ("mse", "package.module:function", section, LossSpec(type="mse")):
 for loss in (function, Instance(), Module(), dpo, DPO, TokenCE, instance, simple, scalar):
     assert_type(resolve_loss(loss), ResolvedLoss)
 resolve_loss(resolve_loss("token_ce", label_smoothing=0.1), reduction="sum")
-resolve_from_registry("mse")
+assert_type(resolve_from_registry("mse", reduction="sum"), ResolvedLoss)
+
+# a name that only the user knows takes any kwargs: no checker can tell what they should be
+
+resolve_loss("typed_function", weight=2.0)
+resolve_loss("package.module:weighted_loss", weight=0.5, ignore_index=-100)
+resolve_loss("mine", a=None, b="x", c=[1, 2], d={"e": 1}, f=len, g=Instance(), h=(1, None), i=object())
+resolve_loss("mine", decay=None)
+
+
+def build(name: str, kwargs: dict[str, Any], others: dict[str, object]) -> ResolvedLoss:
+    resolve_loss(name)
+    resolve_loss(name, weight=0.5, kind=None)
+    resolve_loss("mine", **others)
+    resolve_loss("token_ce", **kwargs)
+    resolve_loss("token_ce", metrics=False, **kwargs)
+    return resolve_loss(name, **kwargs)
+
+
+def choose(name: Literal["mse", "l1"], spec: str | dict[str, Any]) -> ResolvedLoss:
+    resolve_loss(spec, reduction="sum")
+    return resolve_loss(name, reduction="sum")
+
+
+resolve_loss("weighted_sum", losses=["mse", {"type": "l1", "weight": 0.5}, TokenCE(), resolve_loss("mse")])
+resolve_loss("matryoshka", loss="multiple_negatives", dims=[64, 32])
+terms = ["mse", {"type": "l1", "weight": 0.5}]
+resolve_loss("weighted_sum", losses=terms)
+shaped = {"label_smoothing": 0.1, "softcap": 30.0}
+resolve_loss("token_ce", reduction="sequence_mean", **shaped)
+for name in ("token_ce", "mse", "weighted_sum", "mine"):
+    assert_type(resolve_loss(name), ResolvedLoss)
+    assert_type(resolve_loss(name, metrics=False), ResolvedLoss)
+for name in ("token_ce", "mse"):
+    resolve_loss(name)({}, {}, reduction="sum")
+resolve_loss(TokenCE, label_smoothing=0.1)
+resolve_loss(dpo, beta=0.3)
+resolve_loss(function, weight=0.5)
 
 
 # using one
@@ -171,8 +208,9 @@ assert_type(validate_loss_return(LossOutput(loss=torch.tensor(1.0), metrics={"a"
 assert_type(get_registered_losses(), dict[str, Any])
 assert_type(list(LOSS_REGISTRY), list[str])
 
+misspelt: dict[str, Any] = {"label_smothing": 0.1}
 try:
-    resolve_loss("token_ce", label_smothing=0.1)
+    resolve_loss("token_ce", **misspelt)
 except LossConfigError as error:
     assert_type(error.loss, str | None)
     for problem in error.problems:

@@ -8,6 +8,8 @@ Example:
     tensor(2.)
 """
 
+from typing import TYPE_CHECKING
+
 from .adapter import ResolvedLoss
 from .contract import Alias, Values
 from .errors import (
@@ -24,10 +26,15 @@ from .errors import (
 from .loss import ElementLoss, Loss, TokenLoss
 from .nested import NestedLoss
 from .registry import LOSS_REGISTRY, get_registered_losses, register_loss
-from .resolve import resolve_loss
 from .returns import validate_loss_return, wrap_simple_loss
 from .spec import LossSpec
+from .traits import Traits
 from .types import Elements, LossFn, LossOutput, LossReturn
+
+if TYPE_CHECKING:  # the same function, with an overload for each built-in loss
+    from .signatures import resolve_loss
+else:
+    from .resolve import resolve_loss
 
 __all__ = [
     "LOSS_REGISTRY",
@@ -48,6 +55,7 @@ __all__ = [
     "ResolvedLoss",
     "TensafeError",
     "TokenLoss",
+    "Traits",
     "UnknownLossError",
     "UnsafeTargetError",
     "Values",

@@ -3,15 +3,16 @@
 Annotations are quoted one by one: under `from __future__ import annotations` a TypedDict forgets what it requires.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Required, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Required, SupportsFloat, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ["Elements", "Leaner", "LossFn", "LossOutput", "LossReturn"]
+__all__ = ["Elements", "Leaner", "LossFn", "LossOutput", "LossReturn", "Returned"]
 
 
 class LossReturn(TypedDict, total=False):
@@ -48,6 +49,10 @@ class LossOutput:
     def to_dict(self) -> LossReturn:
         """Return the same fields as a `LossReturn`."""
         return {"loss": self.loss, "metrics": self.metrics, "auxiliary": self.auxiliary}
+
+
+Returned = Mapping[str, Any] | LossOutput | SupportsFloat
+"""What a plain callable may return: a `LossReturn`, a mapping like it, its fields as a dataclass, or a bare scalar."""
 
 
 class Elements(NamedTuple):
