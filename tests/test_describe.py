@@ -11,8 +11,8 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from support import run_child, write_modules, write_plugin
+from tensafe._docstrings import parse
 from tensafe.cli import app
-from tensafe.cli.docstrings import parse
 from tensafe.cli.facts import family_of, read_facts, summary_of
 from tensafe.training.losses import ElementLoss, Elements, Loss, register_loss, resolve_loss
 from tensafe.training.losses.reduction import MODES

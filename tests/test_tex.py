@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensafe.cli.docstrings import Formula, parse
+from tensafe._docstrings import Formula, parse
 from tensafe.cli.tex import to_unicode
 from tensafe.training.losses.registry import builtin_names, lookup
 

@@ -183,18 +183,10 @@ def test_shift_labels_are_those_of_head_0() -> None:
     assert resolve("mtp", shift=False)({"logits": logits}, {"labels": shifted}) == expected
 
 
-def test_micro_batches_of_equal_lengths_add_up_to_the_full_batch() -> None:
-    logits = torch.randn(4, 5, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    labels = torch.randint(6, (4, 5), generator=torch.Generator().manual_seed(1))
-    loss_fn = resolve("mtp", weights=[1, 0.3, 0.1])
-    full = loss_fn({"logits": logits}, {"labels": labels})
-    count = full["metrics"]["num_tokens"]
-    assert count == 16
-    parts = [
-        loss_fn({"logits": logits[part]}, {"labels": labels[part]}, num_items_in_batch=count)["loss"]
-        for part in (slice(0, 1), slice(1, 4))
-    ]
-    torch.testing.assert_close(parts[0] + parts[1], full["loss"])
+def test_one_count_cannot_divide_several_means() -> None:
+    outputs, batch = {"logits": torch.zeros(1, 3, 2, 4)}, {"labels": torch.tensor([[1, 2, 3]])}
+    with pytest.raises(LossConfigError, match="num_items_in_batch divides one sum over items"):
+        resolve("mtp")(outputs, batch, num_items_in_batch=2)
 
 
 @pytest.mark.parametrize("mode", ["mean", "sequence_mean", "sum", "none"])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tensafe._docstrings import blocks, entries
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.registry import lookup, names
 
-from .docstrings import blocks, entries
 from .examples import python_example, yaml_example
 from .facts import VARIADIC, families_in_order, family_of, kwarg_facts, read_facts, summary_of, tensor_facts
 from .pages import page
@@ -78,6 +78,7 @@ def _show(facts: Facts, terminal: Terminal) -> None:
     if facts.reductions:
         terminal.heading("Reductions")
         terminal.rows(list(facts.reductions.items()))
+    _show_claims(facts, terminal)
     for name in ("Returns", "Raises", "Note", "Notes", "Warning"):
         _show_section(name, facts, terminal)
     terminal.heading("Example")
@@ -94,6 +95,13 @@ def _show_tensors(facts: Facts, terminal: Terminal) -> None:
         terminal.entry(tensor.spec.name, ", ".join([str(tensor.spec), *tensor_facts(tensor)]), tensor.text)
     if any("*" in str(tensor.spec) for tensor in facts.tensors):
         terminal.prose(VARIADIC, indent=2)
+
+
+def _show_claims(facts: Facts, terminal: Terminal) -> None:
+    if facts.claims:
+        terminal.heading("Properties", "with its default kwargs")
+        for claim in facts.claims:
+            terminal.prose(claim, indent=2)
 
 
 def _show_section(name: str, facts: Facts, terminal: Terminal) -> None:

@@ -6,9 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from tensafe._docstrings import split_examples
 from tensafe._yaml.scalars import resolve
-
-from .docstrings import split_examples
 
 if TYPE_CHECKING:
     from .facts import Facts

@@ -6,6 +6,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tensafe._docstrings import Docstring, parse
 from tensafe.training.losses.errors import LossConfigError
 from tensafe.training.losses.guards import definition
 from tensafe.training.losses.kwargs_schema import LossSchema, read_loss
@@ -15,8 +16,8 @@ from tensafe.training.losses.registry import lookup
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.sample_values import is_from_model
 from tensafe.training.losses.samples import sample_kwargs
+from tensafe.training.losses.traits import Traits
 
-from .docstrings import Docstring, parse
 from .examples import as_yaml
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ VARIADIC = "An axis with a star stands for any number of axes."
 _MEANINGS = {
     "none": "the values as they are, times their weights; 0 where nothing counts",
     "sum": "the sum of the values that count, times their weights",
-    "mean": "that sum, divided by the sum of the weights, or by `num_items_in_batch` where it is given",
+    "mean": "that sum, divided by the sum of the weights",
     "sequence_mean": "the mean over sequences of the mean over each one's tokens; one in which nothing counts is "
     "none, and `num_sequences_in_batch` replaces their number where it is given",
     "sequence_sum": "the same of the sum over each one's tokens",
@@ -91,6 +92,7 @@ class Facts(NamedTuple):
         kwargs: Its kwargs, in the order of the docstring.
         takes_any: Whether any other kwarg goes too.
         reductions: The reductions that it allows, and what each means.
+        claims: What it claims as a function, a sentence each.
         example: A spec of it that is valid, with all defaults; None if none could be found.
     """
 
@@ -101,6 +103,7 @@ class Facts(NamedTuple):
     kwargs: tuple[Kwarg, ...]
     takes_any: bool
     reductions: Mapping[str, str]
+    claims: tuple[str, ...]
     example: Mapping[str, Any] | None
 
 
@@ -167,9 +170,20 @@ def read_facts(name: str) -> Facts:
         tuple(Tensor(spec, entries.get(spec.name, ""), is_from_model(spec)) for spec in loss.tensors),
         tuple(kwargs),
         loss.kwargs.get("additionalProperties", False) is not False,
-        {mode: _MEANINGS.get(mode, "") for mode in modes if isinstance(mode, str)},
+        {mode: _meaning(mode, found) for mode in modes if isinstance(mode, str)},
+        tuple(_claims(found)),
         _example(name, found, loss),
     )
+
+
+def _meaning(mode: str, found: Any) -> str:
+    divisible = mode == "mean" and getattr(source_of(found), "_divisible", True)
+    return _MEANINGS.get(mode, "") + (", or by `num_items_in_batch` where it is given" if divisible else "")
+
+
+def _claims(found: Any) -> list[str]:
+    traits = getattr(source_of(found), "_traits", None)
+    return traits.in_words() if isinstance(traits, Traits) else []
 
 
 def example_kwargs(found: Any) -> dict[str, Any]:

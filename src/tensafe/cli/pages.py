@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tensafe._docstrings import Formula, blocks, entries
 from tensafe.training.losses.errors import TensafeError
 from tensafe.training.losses.registry import builtin_names, get_registered_losses
 
-from .docstrings import Formula, blocks, entries
 from .examples import python_example, yaml_example
 from .facts import VARIADIC, families_in_order, read_facts, tensor_facts
 from .markdown import cell, formula, prose, table
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from .docstrings import Paragraph
+    from tensafe._docstrings import Paragraph
+
     from .facts import Facts
 
 __all__ = ["page", "pages", "run"]
@@ -70,7 +71,7 @@ def page(facts: Facts, figure: str | None = None) -> str:
     parts = [f"# {facts.name}", _MARK, prose(facts.doc.summary) or "No documentation.", *map(_block, facts.doc.body)]
     if figure is not None:
         parts.append(f"![{facts.name}: value and gradient against one input]({figure})")
-    parts += [*_tensors(facts), *_kwargs(facts), *_reductions(facts)]
+    parts += [*_tensors(facts), *_kwargs(facts), *_reductions(facts), *_claims(facts)]
     for heading in ("Returns", "Raises", "Note", "Notes", "Warning"):
         parts += _section(heading, facts)
     parts += _examples(facts)
@@ -131,6 +132,13 @@ def _reductions(facts: Facts) -> list[str]:
         return []
     rows = [(f"`{mode}`", cell(meaning)) for mode, meaning in facts.reductions.items()]
     return ["## Reductions", table(("reduction", "gives"), rows)]
+
+
+def _claims(facts: Facts) -> list[str]:
+    if not facts.claims:
+        return []
+    claims = "\n".join(f"- {prose(claim)}" for claim in facts.claims)
+    return ["## Properties", claims, "With its default kwargs; each is checked."]
 
 
 def _section(heading: str, facts: Facts) -> list[str]:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .docstrings import Formula
+from tensafe._docstrings import Formula
+
 from .tex import to_unicode
 from .tex_symbols import GAP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .docstrings import Paragraph
+    from tensafe._docstrings import Paragraph
 
 __all__ = ["Terminal", "readable"]
 

@@ -382,7 +382,7 @@ def _check_inputs(owner: str, contract: Contract, inputs: Mapping[str, str]) -> 
 def _nothing_to_divide(owner: str) -> LossConfigError:
     return make_error(
         LossConfigError,
-        "num_items_in_batch divides a sum over items, and this loss is one value for the whole batch.",
+        "num_items_in_batch divides one sum over items; this loss is one value for the whole batch, or several means.",
         code="unused-count",
         loss=owner,
         loc=("num_items_in_batch",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,7 @@ from .figures import Figure
 from .problems import problems_of
 from .registry import get_registered_losses, register
 from .strict import StrictModel
+from .traits import Traits
 from .types import Elements, Leaner
 
 if TYPE_CHECKING:
@@ -54,13 +56,16 @@ class Loss(StrictModel):
     _upcast: ClassVar[bool] = True
     """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
     _divisible: ClassVar[bool] = True
-    """Whether `num_items_in_batch` may divide what `compute` returns; False for one value of the whole batch."""
+    """Whether `num_items_in_batch` may divide what `compute` returns; False for one value of the whole batch, or
+    several means."""
     _leaner: ClassVar[Leaner | None] = None
     """The loss to use instead where memory is short; `tensafe check` tells what it would save."""
     _family: ClassVar[str] = "other"
     """What it is listed under, such as token, preference or policy gradient."""
     _figure: ClassVar[Figure | None] = None
     """What `tensafe plot` draws; None leaves the choice to it, which makes a sample and moves one element of it."""
+    _traits: ClassVar[Traits] = Traits()
+    """What it claims as a function, such as that it is never negative; the conformance checks hold it to that."""
     _name: ClassVar[str | None] = None
     _locals: ClassVar[Mapping[str, Any]] = {}
 
@@ -109,9 +114,15 @@ class Loss(StrictModel):
     @classmethod
     def _config_error(cls, error: ValidationError, given: Mapping[str, Any]) -> LossConfigError:
         owner = cls._name or cls.__name__
-        problems = problems_of(error, given=given, owner=owner, fields=cls.model_fields, schema=cls.model_json_schema)
+        schema = partial(_schema_of, cls)
+        problems = problems_of(error, given=given, owner=owner, fields=cls.model_fields, schema=schema)
         losses = get_registered_losses() if any(_is_stranger(problem) for problem in problems) else {}
         return config_error([_with_true_owner(problem, owner, losses) for problem in problems], loss=owner)
+
+
+@cache
+def _schema_of(loss: type[Loss]) -> dict[str, Any]:
+    return loss.model_json_schema()  # half a millisecond and more, and a config may have many mistakes
 
 
 def _is_stranger(problem: Problem) -> bool:

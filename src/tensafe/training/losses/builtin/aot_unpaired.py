@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe.training.losses.families.pairs import of_same_rank, smoothed_logistic
 from tensafe.training.losses.families.preference import GainLoss
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,12 @@ class AOTUnpaired(GainLoss, name="aot_unpaired"):
     References:
         Melnyk et al., Distributional Preference Alignment of LLMs via Optimal Transport, 2024, arXiv:2406.05882.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=False,
+        non_negative=True,
+        shift_invariant=("chosen_logits", "rejected_logits"),
+    )
 
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="Share of the comparisons that are expected to be swapped."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tensafe._lazy import F, torch
 from tensafe.training.losses.families.embedding import EmbeddingLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class BatchHardTriplet(EmbeddingLoss, name="batch_hard_triplet"):
         Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017, arXiv:1703.07737,
         equation 5.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=False, non_negative=True)
 
     margin: float = Field(default=1.0, ge=0, description="Distance by which the positive should be the nearer one.")
     distance: Literal["euclidean", "cosine", "squared"] = Field(

@@ -10,6 +10,7 @@ from tensafe._lazy import F
 from tensafe.training.losses.contract import Values
 from tensafe.training.losses.families.regression import where_counted
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class BCE(ElementLoss, name="bce"):
     """
 
     _family: ClassVar[str] = "classification"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     pos_weight: float = Field(default=1.0, gt=0, description="How much more a yes weighs than a no.")
     label_smoothing: float = Field(default=0.0, ge=0, le=1, description="How far each target is moved towards 1/2.")

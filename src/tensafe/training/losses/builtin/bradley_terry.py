@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class BradleyTerry(ElementLoss, name="bradley_terry"):
     """
 
     _family: ClassVar[str] = "reward model"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     margin: float = Field(
         default=0.0,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe.training.losses.errors import missing_tensor
 from tensafe.training.losses.families.distillation import Distillation
 from tensafe.training.losses.families.ids import wrong_ids
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -67,6 +68,12 @@ class CEKD(Distillation, name="ce_kd"):
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531, section 2; it
         multiplies the soft term by the square of the temperature, which here `scale_tau2` turns on.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        shift_invariant=("logits", "teacher_logits"),
+    )
 
     alpha: float = Field(
         default=0.5, ge=0, le=1, description="Weight of the teacher; the rest is the weight of the labels."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
 from tensafe.training.losses.errors import Problem, config_error
 from tensafe.training.losses.families.policy import PolicyLoss, Surrogate
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from typing import Self
@@ -76,6 +77,8 @@ class CISPO(PolicyLoss, name="cispo"):
     References:
         MiniMax, MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention, 2025, arXiv:2506.13585.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, surrogate=True, sampled_with=("old_logps",))
 
     ratio_max: float = Field(default=5.0, gt=0, description="Largest importance weight, absolute.")
     ratio_min: float = Field(default=0.0, ge=0, description="Smallest importance weight, absolute; 0 is no bound.")

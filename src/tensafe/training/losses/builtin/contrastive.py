@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe.training.losses.families.embedding import InBatchLoss
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,6 +59,12 @@ class Contrastive(InBatchLoss, name="contrastive"):
         equation 4; in both directions as in Radford et al., 2021, arXiv:2103.00020, figure 3. Margin: Wang et al.,
         CosFace, 2018, arXiv:1801.09414.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=False,
+        non_negative=True,
+        symmetric_in=(("embeddings_a", "embeddings_b"),),
+    )
 
     temperature: float = Field(default=0.07, gt=0, description="What the cosines are divided by before the softmax.")
     margin: float = Field(default=0.0, ge=0, description="Additive margin taken off the cosine of each pair.")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.loss import Loss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class CoSENT(Loss, name="cosent"):
 
     _family: ClassVar[str] = "embedding"
     _divisible: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(sample_independent=False, non_negative=True, shift_invariant=("scores",))
 
     scale: float = Field(default=20.0, gt=0, description="What differences of scores are multiplied by.")
 

@@ -11,6 +11,7 @@ from tensafe.training.losses.errors import LossInputError, Problem, config_error
 from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class CrossEntropy(ElementLoss, name="cross_entropy"):
 
     _family: ClassVar[str] = "classification"
     _upcast: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     class_weights: _ClassWeights | None = Field(
         default=None, description="Weight of each class, in the order of their ids; 1 for each by default."

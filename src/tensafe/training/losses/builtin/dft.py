@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tensafe.training.losses.families.tokens import TokenTargetLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class DFT(TokenTargetLoss, name="dft"):
         arXiv:2508.05629. Equal to the `dft` loss of TRL's SFTTrainer, whose denominator is `num_items_in_batch`, or the
         number of labels that count.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        shift_invariant=("logits",),
+        surrogate=True,
+    )
 
     def compute(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.tokens import TokenTargetLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Entropy(TokenTargetLoss, name="entropy"):
         Williams and Peng, Function Optimization Using Connectionist Reinforcement Learning Algorithms, 1991; in policy
         gradients Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016, arXiv:1602.01783, section 4.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, shift_invariant=("logits",))
 
     coef: float = Field(default=0.01, ge=0, description="What the entropy is multiplied by.")
     temperature: float = Field(default=1.0, gt=0, description="What the logits are divided by before the softmax.")

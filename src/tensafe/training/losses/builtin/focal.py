@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.tokens import TokenTargetLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Focal(TokenTargetLoss, name="focal"):
     References:
         Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002, equation 5.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     gamma: float = Field(default=2.0, ge=0, description="How fast the loss of likely tokens fades; 0 is cross-entropy.")
     alpha: float | None = Field(default=None, ge=0, le=1, description="Factor of every token; 1 by default.")

@@ -9,6 +9,7 @@ from pydantic import Field
 from tensafe._lazy import F
 from tensafe.training.losses.families.regression import where_counted
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Huber(ElementLoss, name="huber"):
     """
 
     _family: ClassVar[str] = "regression"
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("predictions", "targets"),
+        symmetric_in=(("predictions", "targets"),),
+    )
 
     delta: float = Field(default=1.0, gt=0, description="Difference at which the parabola turns into a line.")
 

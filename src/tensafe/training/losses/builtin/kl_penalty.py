@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.policy import KLTerm
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ class KLPenalty(KLTerm, name="kl_penalty"):
         Schulman, Approximating KL Divergence, 2020, http://joschu.net/blog/kl-approx.html; k3 as in Shao et al.,
         DeepSeekMath, 2024, arXiv:2402.03300, equation 4.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("logps", "ref_logps"),
+    )
 
     def compute(
         self,

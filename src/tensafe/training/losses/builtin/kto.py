@@ -9,6 +9,7 @@ from pydantic import Field
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import missing_tensor
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class KTO(ElementLoss, name="kto"):
     """
 
     _family: ClassVar[str] = "preference"
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=False,
+        non_negative=True,
+        sampled_with=("kl_logps", "ref_kl_logps"),
+    )
 
     beta: float = Field(default=0.1, gt=0, description="Scale of the implicit reward.")
     desirable_weight: float = Field(default=1.0, ge=0, description="Weight of the desirable completions.")
@@ -82,7 +88,7 @@ class KTO(ElementLoss, name="kto"):
         ref_kl_logps: Float[Tensor, " batch"] | None = None,
     ) -> Elements:
         """Return the loss of each completion; see the class."""
-        ratio, baseline = logps - ref_logps, _baseline(logps, kl_logps, ref_kl_logps)
+        ratio, baseline = logps - ref_logps.detach(), _baseline(logps, kl_logps, ref_kl_logps)
         lead = torch.where(desirable, ratio - baseline, baseline - ratio)
         weight = torch.where(desirable, self.desirable_weight, self.undesirable_weight).to(lead.dtype)
         values = weight * torch.sigmoid(-self.beta * lead)

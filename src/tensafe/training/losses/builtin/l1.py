@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tensafe.training.losses.families.regression import where_counted
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ class L1(ElementLoss, name="l1"):
     """
 
     _family: ClassVar[str] = "regression"
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("predictions", "targets"),
+        symmetric_in=(("predictions", "targets"),),
+    )
 
     def compute(
         self,

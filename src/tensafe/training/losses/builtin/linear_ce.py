@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error
 from tensafe.training.losses.families.tokens import TokenCrossEntropy
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +87,8 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009, for the idea. Equal
         in value and gradient to `token_ce` of the logits.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("lm_head_bias",))
 
     chunk_size: int | None = Field(
         default=None, ge=1, description="Tokens whose logits are held at once; by default chosen by the vocabulary."

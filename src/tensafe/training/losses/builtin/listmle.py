@@ -9,6 +9,7 @@ from pydantic import Field
 from tensafe._lazy import torch
 from tensafe.training.losses.families.ranking import ranked_elements, tops_the_rest
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Num
@@ -58,6 +59,7 @@ class ListMLE(ElementLoss, name="listmle"):
     """
 
     _family: ClassVar[str] = "ranking"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("scores",))
 
     top_k: int | None = Field(
         default=None, ge=1, description="Ranks that are asked for, from the best; all by default."

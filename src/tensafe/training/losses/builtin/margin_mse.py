@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class MarginMSE(ElementLoss, name="margin_mse"):
     """
 
     _family: ClassVar[str] = "ranking"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     def compute(
         self,

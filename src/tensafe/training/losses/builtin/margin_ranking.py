@@ -9,6 +9,7 @@ from pydantic import Field
 from tensafe._lazy import F
 from tensafe.training.losses.contract import Alias
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class MarginRanking(ElementLoss, name="margin_ranking"):
     """
 
     _family: ClassVar[str] = "ranking"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     margin: float = Field(default=1.0, ge=0, description="Distance by which the chosen score should be the higher one.")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tensafe.training.losses.contract import Alias
 from tensafe.training.losses.families.regression import where_counted
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class MSE(ElementLoss, name="mse"):
     """
 
     _family: ClassVar[str] = "regression"
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("predictions", "targets"),
+        symmetric_in=(("predictions", "targets"),),
+    )
 
     def compute(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.tokens import NonNegativeNumbers, Targets, TokenTargetLoss, check_length
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -49,12 +50,12 @@ class MTP(TokenTargetLoss, name="mtp"):
     Raises:
         LossInputError: A tensor is missing or does not fit, or `weights` does not hold one number per head; on CPU, a
             label is outside [0, vocab) and is not `ignore_index`.
-        LossConfigError: A kwarg is unknown or out of range.
+        LossConfigError: A kwarg is unknown or out of range; or a call has `num_items_in_batch`.
 
     Note:
-        With `num_items_in_batch`, the labels that count for head 0 in the whole step, `mean` is the formula times this
-        batch's share of them. Head k looks past the end of a document that is packed with others: its first 1 + k
-        labels must be ignored for nothing to be predicted across.
+        `num_items_in_batch` is refused: each head has a count of its own, so micro-batches whose lengths differ would
+        not add up. `sum` and the other reductions do. Head k looks past the end of a document that is packed with
+        others: its first 1 + k labels must be ignored for nothing to be predicted across.
 
     Example:
         >>> import torch
@@ -69,6 +70,9 @@ class MTP(TokenTargetLoss, name="mtp"):
         section 2; with weights as in DeepSeek-AI, DeepSeek-V3 Technical Report, 2024, arXiv:2412.19437, section 2.2,
         where the heads after the first share one weight divided by their number.
     """
+
+    _divisible: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     weights: NonNegativeNumbers | None = Field(
         default=None, description="What the loss of each head is multiplied by, numbers >= 0; 1 by default."
@@ -94,8 +98,7 @@ class MTP(TokenTargetLoss, name="mtp"):
         of_head = self._weight_of_heads(values)
         if self.reduction not in {"mean", "sequence_mean"}:
             return Elements(values, counts * of_head, metrics)
-        # What a mean divides by is made that of head 0, which is what it divides by where the count is given; hence
-        # what the weights of the heads add up to is in the values.
+        # What a mean divides by is made that of head 0; hence what the weights of the heads add up to is in the values.
         axes = (0, 1) if self.reduction == "mean" else (1,)
         per_head = counts.sum(axes, keepdim=True)
         live = torch.where(per_head != 0, of_head, 0.0)

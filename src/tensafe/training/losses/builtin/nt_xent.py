@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.embedding import EmbeddingLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class NTXent(EmbeddingLoss, name="nt_xent"):
         Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020, arXiv:2002.05709,
         equation 1.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=False,
+        non_negative=True,
+        symmetric_in=(("embeddings_a", "embeddings_b"),),
+    )
 
     temperature: float = Field(default=0.07, gt=0, description="What the cosines are divided by before the softmax.")
 

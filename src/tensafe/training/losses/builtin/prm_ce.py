@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tensafe.training.losses.families.tokens import TokenCrossEntropy
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Num
@@ -73,6 +74,7 @@ class PRMCE(TokenCrossEntropy, name="prm_ce"):
     """
 
     _family: ClassVar[str] = "reward model"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     shift: bool = Field(
         default=False, description="Score position t against label t + 1; false: labels are aligned with logits."

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe.training.losses.families.regression import where_counted
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class RMMSE(ElementLoss, name="rm_mse"):
     """
 
     _family: ClassVar[str] = "reward model"
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("rewards", "targets"),
+        symmetric_in=(("rewards", "targets"),),
+    )
 
     ignore_value: float | None = Field(
         default=None, description="Target that stands for a missing annotation, such as -100; none by default."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.families.preference import GainLoss
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,8 @@ class RobustDPO(GainLoss, name="robust_dpo"):
         Chowdhury, Kini and Natarajan, Provably Robust DPO: Aligning Language Models with Noisy Feedback, 2024,
         arXiv:2403.00409.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, shift_invariant=("chosen_logits", "rejected_logits"))
 
     label_smoothing: float = Field(
         default=0.1, ge=0, lt=0.5, description="Share of the pairs whose labels are expected to be swapped."

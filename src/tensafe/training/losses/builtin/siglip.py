@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.families.embedding import EmbeddingLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class SigLIP(EmbeddingLoss, name="siglip"):
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, arXiv:2303.15343, equation 1 and algorithm 1.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=False,
+        non_negative=True,
+        symmetric_in=(("embeddings_a", "embeddings_b"),),
+    )
 
     logit_scale: float = Field(default=10.0, gt=0, description="What the cosines are multiplied by, if no output does.")
     logit_bias: float = Field(default=-10.0, description="What is added to the scaled cosines, if no output is.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import LossInputError, make_error
 from tensafe.training.losses.families.tokens import TokenTargetLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ class SoftTargetCE(TokenTargetLoss, name="soft_target_ce"):
         Equal to torch.nn.functional.cross_entropy with class probabilities as targets, over the positions that count.
         The gradient of the logits is that of the KL divergence from q to p, whose value is less by the entropy of q.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        shift_invariant=("logits",),
+        passes_gradient_to=("target_probs",),
+    )
 
     shift: bool = Field(
         default=False, description="Whether position t counts if label t + 1 does; false: if label t does."

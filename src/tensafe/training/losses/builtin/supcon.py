@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.families.embedding import EmbeddingLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class SupCon(EmbeddingLoss, name="supcon"):
     References:
         Khosla et al., Supervised Contrastive Learning, 2020, arXiv:2004.11362, equation 2.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=False, non_negative=True)
 
     temperature: float = Field(default=0.1, gt=0, description="What the cosines are divided by before the softmax.")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe.training.losses.families.distillation import VocabularyDistillation
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from tensafe.training.losses.ops.divergence import Divergence
@@ -62,6 +63,14 @@ class SymmetricKL(VocabularyDistillation, name="symmetric_kl"):
         Kullback and Leibler, On Information and Sufficiency, 1951; their symmetric divergence is twice the one of ratio
         0.5.
     """
+
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("logits", "teacher_logits"),
+        shift_invariant=("logits", "teacher_logits"),
+        symmetric_in=(("logits", "teacher_logits"),),
+    )
 
     ratio: float = Field(default=0.5, ge=0, le=1, description="Weight of the forward KL; the rest is the reverse KL's.")
 

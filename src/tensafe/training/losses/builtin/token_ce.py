@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.families.tokens import TokenCrossEntropy
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Leaner
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
     """
 
     _leaner: ClassVar[Leaner | None] = Leaner("linear_ce", _project)
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     overwrite_logits: bool = Field(
         default=False, description="Let the gradient overwrite the logits: no memory, but nobody can use them again."

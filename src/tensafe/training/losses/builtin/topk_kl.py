@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tensafe.training.losses.families.distillation import Distillation
 from tensafe.training.losses.families.ids import wrong_ids
+from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -88,6 +89,8 @@ class TopKKL(Distillation, name="topk_kl"):
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531, section 2, for
         the divergence of which this is a part.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     tail: Literal["bucket", "drop", "renormalise_teacher", "renormalise_both"] = Field(
         default="bucket",

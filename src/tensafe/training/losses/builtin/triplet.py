@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tensafe._lazy import F
 from tensafe.training.losses.families.embedding import EmbeddingLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Triplet(EmbeddingLoss, name="triplet"):
     References:
         Schroff et al., FaceNet, 2015, arXiv:1503.03832, equation 3 (there with squared distances).
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     margin: float = Field(default=1.0, ge=0, description="Distance by which the positive should be the nearer one.")
     distance: Literal["euclidean", "cosine", "squared"] = Field(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.families.tokens import TokenTargetLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Unlikelihood(TokenTargetLoss, name="unlikelihood"):
         Welleck et al., Neural Text Generation with Unlikelihood Training, 2019, arXiv:1908.04319, section 5, where the
         negatives of a token are those that came before it.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     alpha: float = Field(default=1.0, ge=0, description="Weight of the negatives; 0 is cross-entropy.")
     over_negatives: Literal["sum", "mean"] = Field(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.errors import missing_tensor
 from tensafe.training.losses.families.policy import PolicyTerm
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class ValueClip(PolicyTerm, name="value_clip"):
         As in OpenAI's baselines of Schulman et al., Proximal Policy Optimization Algorithms, 2017, arXiv:1707.06347,
         whose text does not clip values.
     """
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     epsilon: float | None = Field(
         default=0.2, gt=0, description="How far from its old estimate a value may gain by moving; none is no clip."

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tensafe._lazy import torch
 from tensafe.training.losses.loss import TokenLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Distillation(TokenLoss):
 
     _family: ClassVar[str] = "distillation"
     _upcast: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     temperature: float = Field(
         default=1.0, gt=0, description="What the scores of student and teacher are divided by; above 1 softens both."
@@ -72,6 +74,12 @@ class VocabularyDistillation(Distillation):
 
     _kind: ClassVar[Literal["forward_kl", "reverse_kl", "tvd"]]
     """Which divergence, where no kwarg has a say in it."""
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        zero_where_equal=("logits", "teacher_logits"),
+        shift_invariant=("logits", "teacher_logits"),
+    )
 
     @property
     def _divergence(self) -> Divergence:

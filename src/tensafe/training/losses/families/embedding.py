@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tensafe._lazy import torch
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class EmbeddingLoss(ElementLoss):
 
 class InBatchLoss(EmbeddingLoss):
     """Base of losses in which each row of one side must find its partner among all of the other side."""
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=False, non_negative=True)
 
     def _info_nce(
         self, a: Tensor, b: Tensor, negatives: Tensor | None, *, temperature: float, margin: float, symmetric: bool
@@ -48,6 +51,11 @@ class JudgedPairs(EmbeddingLoss):
 
     _alike: ClassVar[int] = 1
     _unlike: ClassVar[int]
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        symmetric_in=(("embeddings_a", "embeddings_b"),),
+    )
 
     def _by_target(self, targets: Tensor, alike: Tensor, unlike: Tensor) -> Tensor:
         """Return the value that the target of each pair chooses; one that is neither fails as an index does."""

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from tensafe._lazy import F, torch
 from tensafe.training.losses.errors import LossInputError, Problem, config_error, make_error, missing_tensor
 from tensafe.training.losses.loss import TokenLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class PolicyTerm(TokenLoss):
     """Base of what is learnt from sampled tokens, `[batch seq]`."""
 
     _family: ClassVar[str] = "policy gradient"
+    _traits: ClassVar[Traits] = Traits(sample_independent=True)
 
 
 class KLTerm(PolicyTerm):
@@ -93,6 +95,8 @@ class KLTerm(PolicyTerm):
 
 class PolicyLoss(KLTerm):
     """Base of policy gradients: what the advantages say, a rollout correction and a divergence from a reference."""
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, sampled_with=("old_logps",))
 
     kl_coef: float = Field(
         default=0.0, ge=0, description="Weight of the divergence from the reference policy; 0 leaves it out."

@@ -13,6 +13,7 @@ from tensafe.training.losses.errors import LossInputError, make_error, missing_t
 from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.families.pairs import Completions, Pairs
 from tensafe.training.losses.loss import ElementLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class PairwiseLoss(ElementLoss):
 
     _family: ClassVar[str] = "preference"
     _upcast: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(
+        sample_independent=True,
+        non_negative=True,
+        shift_invariant=("chosen_logits", "rejected_logits"),
+    )
 
     beta: float = Field(default=0.1, gt=0, description="Scale of the implicit reward.")
     ignore_index: int = Field(default=-100, description="Label of a position that does not count, such as the prompt.")
@@ -138,7 +144,7 @@ class ReferencedLoss(PairwiseLoss):
             return completions
         if ref_logps is None:
             raise missing_tensor(name)
-        return completions._replace(ref_logps=_wide(ref_logps))
+        return completions._replace(ref_logps=_wide(ref_logps).detach())
 
 
 class GainLoss(ReferencedLoss):

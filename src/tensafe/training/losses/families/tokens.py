@@ -11,6 +11,7 @@ from tensafe.training.losses.errors import LossInputError, make_error, missing_t
 from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.loss import TokenLoss
+from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class TokenTargetLoss(TokenLoss):
 
     _family: ClassVar[str] = "token"
     _upcast: ClassVar[bool] = False
+    _traits: ClassVar[Traits] = Traits(sample_independent=True)
 
     ignore_index: int = Field(default=-100, description="Label of a position that does not count.")
     shift: bool = Field(
@@ -121,6 +123,8 @@ class TokenTargetLoss(TokenLoss):
 
 class TokenCrossEntropy(TokenTargetLoss):
     """Base of cross-entropies of tokens against the label that follows them."""
+
+    _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True)
 
     label_smoothing: float = Field(
         default=0.0, ge=0, le=1, description="Weight of the uniform distribution in the target."
