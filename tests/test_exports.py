@@ -19,7 +19,7 @@ from tensafe.training import losses
 
 PUBLIC = {
     *["resolve_loss", "register_loss", "ResolvedLoss", "LossSpec", "LOSS_REGISTRY", "get_registered_losses"],
-    *["Loss", "ElementLoss", "TokenLoss", "NestedLoss", "Elements", "Alias", "Values", "missing_tensor"],
+    *["Loss", "ElementLoss", "TokenLoss", "NestedLoss", "Elements", "Alias", "Traits", "Values", "missing_tensor"],
     *["LossFn", "LossReturn", "LossOutput", "validate_loss_return", "wrap_simple_loss"],
     *["TensafeError", "LossConfigError", "LossInputError", "LossReturnError", "LossTypeError", "UnknownLossError"],
     *["UnsafeTargetError", "Problem"],

@@ -9,7 +9,7 @@ from tensafe._lazy import torch
 from tensafe.training.losses.adapter import TypedLoss
 from tensafe.training.losses.contract import lookup_keys
 from tensafe.training.losses.errors import LossInputError, TensafeError, make_error, near_miss
-from tensafe.training.losses.samples import Sample, SampleSettings, make_sample
+from tensafe.training.losses.samples import Sample, SampleSettings, add_missing, make_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -136,27 +136,13 @@ def _make(losses: Sequence[ResolvedLoss], settings: SampleSettings, tensor: str 
         if spec.name.startswith("old_") or spec.name in {tensor, *figure.fixed}:
             sample.add(spec, _inputs(losses[0]))
     for loss in losses[1:]:
-        _complete(sample, loss)
+        add_missing(sample, loss)
     numbers = {**_log_probabilities(losses[0]), **figure.fixed}
     for side in _sides(sample):
         for key, made in side.items():
             number = numbers.get(key)
             side[key] = made.detach() if number is None else torch.full_like(made.detach(), number)
     return sample
-
-
-def _complete(sample: Sample, loss: ResolvedLoss) -> None:
-    """Add the tensors that a loss cannot do without, where another could."""
-    for _ in _specs(loss):
-        try:
-            loss(sample.outputs, sample.batch)
-        except LossInputError as error:
-            missing = [spec for spec in _specs(loss) if error.code == "missing-tensor" and error.loc == (spec.name,)]
-            if not missing:
-                raise
-            sample.add(missing[0], _inputs(loss))
-        else:
-            return
 
 
 def _log_probabilities(loss: ResolvedLoss) -> dict[str, float]:
@@ -200,7 +186,7 @@ def _key(loss: ResolvedLoss, sample: Sample, tensor: str | None) -> str:
 
 
 def _sides(sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
-    return sample.outputs.made, sample.batch.made
+    return sample.outputs, sample.batch
 
 
 def _tensor(sample: Sample, key: str) -> Tensor:

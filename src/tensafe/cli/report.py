@@ -48,7 +48,7 @@ def print_report(heading: str, report: Report) -> None:
 def _tensor_table(report: Report) -> Table:
     table = Table("tensor", "from", "dtype", "shape", "gradient norm", title="tensors", title_justify="left")
     for place, side in (("outputs", report.sample.outputs), ("batch", report.sample.batch)):
-        for name, tensor in side.made.items():
+        for name, tensor in side.items():
             norm = _gradient_norm(report, name) if place == "outputs" else ""
             table.add_row(name, place, str(tensor.dtype).removeprefix("torch."), _shape(tensor.shape), norm)
     return table

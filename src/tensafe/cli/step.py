@@ -93,13 +93,13 @@ def compare(loss: ResolvedLoss, settings: SampleSettings) -> Comparison | None:
 
         def step() -> dict[str, Any]:
             made = leaner.makes(start.outputs)
-            outputs = {**sample.outputs.made, **{keys[name]: tensor for name, tensor in made.items()}}
+            outputs = {**sample.outputs, **{keys[name]: tensor for name, tensor in made.items()}}
             take_step(loss, outputs, sample.batch, settings.device)
             return made
 
         spared, peak = count_peak(step)
         _, leaner_peak = count_peak(lambda: take_step(other, again.outputs, again.batch, settings.device))
-    shapes = {name: tuple(tensor.shape) for name, tensor in start.outputs.made.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in start.outputs.items()}
     return Comparison(peak.size, other.name, leaner_peak.size, shapes, tuple(spared))
 
 

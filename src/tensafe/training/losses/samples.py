@@ -5,7 +5,6 @@ What the data set would provide goes to the batch, what the model would compute 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensafe._lazy import torch
@@ -17,13 +16,14 @@ from .nested import innermost, takes_step
 from .sample_values import Drawing, is_from_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .adapter import ResolvedLoss
     from .loss import Loss
 
-__all__ = ["Sample", "SampleSettings", "make_sample", "sample_kwargs"]
+__all__ = ["CONVENTIONAL", "Sample", "SampleSettings", "add_missing", "make_sample", "sample_kwargs"]
 
-# What a plain function, which declares no tensors, may ask for by name.
-_CONVENTIONAL = (
+CONVENTIONAL = (
     TensorSpec("logits", "float", ("batch", "seq", "vocab")),
     TensorSpec("labels", "int", ("batch", "seq")),
     TensorSpec("input_ids", "int", ("batch", "seq")),
@@ -45,6 +45,8 @@ _CONVENTIONAL = (
     TensorSpec("embeddings_a", "float", ("batch", "hidden")),
     TensorSpec("embeddings_b", "float", ("batch", "hidden")),
 )
+"""What a plain function, which declares no tensors, may ask for by name."""
+
 _SIZES = {"k": 4, "group": 4, "classes": 10}
 """Sizes of axes that have one of their own where none is asked for."""
 
@@ -67,32 +69,38 @@ class SampleSettings(NamedTuple):
     seed: int = 0
 
 
-class _Tensors(Mapping[str, Any]):
-    """One side of a sample; a tensor of a conventional name is made when it is asked for."""
+class Tensors(dict[str, Any]):
+    """One side of a sample, as a dict or by attribute; a tensor of a conventional name is made when it is asked for."""
 
     def __init__(self, sample: Sample, *, from_model: bool) -> None:
+        super().__init__()
         self._sample = sample
         self._from_model = from_model
-        self.made: dict[str, Any] = {}
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.made:
-            spec = next((spec for spec in _CONVENTIONAL if spec.name == name), None)
-            if not self._sample.on_demand or spec is None or is_from_model(spec) is not self._from_model:
-                raise KeyError(name)
-            self._sample.put(self, name, spec)
-        return self.made[name]
+    def __missing__(self, name: str) -> Any:
+        spec = next((spec for spec in CONVENTIONAL if spec.name == name), None)
+        if not self._sample.on_demand or spec is None or is_from_model(spec) is not self._from_model:
+            raise KeyError(name)
+        self._sample.put(self, name, spec)
+        return self[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a tensor, or the default where there is none and none can be made."""
+        return self[name] if name in self else default  # noqa: SIM401  # that would be this very method
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        try:
+            self[name]
+        except KeyError:
+            return False
+        return True
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self:
             raise AttributeError(name)
         return self[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.made)
-
-    def __len__(self) -> int:
-        return len(self.made)
 
 
 class Sample:
@@ -114,33 +122,33 @@ class Sample:
         classes = 2 if ids is None else settings.sizes.get(ids, _SIZES.get(ids, 2))
         self._drawing = Drawing(torch.Generator().manual_seed(settings.seed), classes, ignore_index)
         self._leaves: dict[str, Any] = {}
-        self._made: list[tuple[_Tensors, str, TensorSpec]] = []
-        self.outputs = _Tensors(self, from_model=True)
-        self.batch = _Tensors(self, from_model=False)
+        self._made: list[tuple[Tensors, str, TensorSpec]] = []
+        self.outputs = Tensors(self, from_model=True)
+        self.batch = Tensors(self, from_model=False)
 
     def add(self, spec: TensorSpec, inputs: Mapping[str, str]) -> None:
         """Make a declared tensor and put it where the loss looks for it; one that is there already stays."""
         place, keys = lookup_keys(spec, inputs)
         side = self.outputs if (place or ("outputs" if is_from_model(spec) else "batch")) == "outputs" else self.batch
-        if keys[0] not in side.made:
+        if keys[0] not in set(side):  # `in` would make it
             self.put(side, keys[0], spec)
 
-    def put(self, side: _Tensors, key: str, spec: TensorSpec) -> None:
+    def put(self, side: Tensors, key: str, spec: TensorSpec) -> None:
         """Make one tensor."""
         shape = [size for dim in spec.dims for size in self._sizes(dim)]
         tensor = self._values(spec, shape).to(self._settings.device)
         if side is self.outputs and tensor.is_floating_point() and is_from_model(spec):
             # a loss may write over what a model has computed, but not over a leaf; this one takes no memory
-            leaf = self._leaves[key] = torch.zeros_like(tensor[:0].sum()).expand(shape).requires_grad_()
+            leaf = self._leaves[key] = tensor.new_zeros(()).expand(shape).requires_grad_()
             tensor = tensor + leaf
-        side.made[key] = tensor
+        side[key] = tensor
         self._made.append((side, key, spec))
 
     def renew(self) -> None:
         """Make all tensors again, with the values that they had at first, and without gradients."""
         made, self._made = self._made, []
-        self.outputs.made.clear()
-        self.batch.made.clear()
+        self.outputs.clear()
+        self.batch.clear()
         self._leaves.clear()
         self._drawing.generator.manual_seed(self._settings.seed)
         for side, key, spec in made:
@@ -149,6 +157,10 @@ class Sample:
     def gradients(self) -> dict[str, Any]:
         """Return the gradient of each tensor for which a training step would use one; None where it has none."""
         return {key: leaf.grad for key, leaf in self._leaves.items()}
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Return what each tensor was made from, by key."""
+        return {key: spec for _, key, spec in self._made}
 
     def _values(self, spec: TensorSpec, shape: list[int]) -> Any:
         values = self._drawing.values(spec, shape)
@@ -216,10 +228,16 @@ def make_sample(loss: ResolvedLoss, settings: SampleSettings) -> Sample:
         for spec in one.contract.tensors:
             if not spec.optional:
                 sample.add(spec, one.inputs)
-    while (needed := _still_needed(loss, typed, sample)) is not None:
-        sample.add(*needed)
+    add_missing(sample, loss)
     sample.renew()  # the loss was called, and may have used them up
     return sample
+
+
+def add_missing(sample: Sample, loss: ResolvedLoss) -> None:
+    """Add to a sample the optional tensors that a loss, called to find out, cannot do without."""
+    typed = [one for one in innermost(loss) if isinstance(one, TypedLoss)]
+    while (needed := _still_needed(loss, typed, sample)) is not None:
+        sample.add(*needed)
 
 
 def _axis_of_ids(losses: list[TypedLoss]) -> str | None:
@@ -236,7 +254,7 @@ def _still_needed(
     try:
         loss(sample.outputs, sample.batch)
     except LossInputError as error:
-        made = {*sample.outputs.made, *sample.batch.made}
+        made = {*sample.outputs, *sample.batch}
         for one in typed:
             for spec in one.contract.tensors:
                 asked_for = error.code == "missing-tensor" and error.loss == one.name and error.loc == (spec.name,)
