@@ -1,4 +1,4 @@
-"""The `tensafe` command: validate, check, list, show, plot, docs, schema, init.
+"""The `tensafe` command: validate, check, conform, list, show, plot, docs, schema, init, new.
 
 Each subcommand imports what it needs when it runs, so that `validate` never pays for torch.
 """
@@ -29,6 +29,13 @@ class Format(StrEnum):
     text = "text"
     json = "json"
     github = "github"
+
+
+class Results(StrEnum):
+    """How `conform` reports."""
+
+    text = "text"
+    json = "json"
 
 
 class Page(StrEnum):
@@ -88,12 +95,16 @@ def validate(
     ] = Format.text,
     allow: Allow = None,
     no_import: Annotated[
-        bool, typer.Option("--no-import", help="Check dotted paths by their form only; import nothing of yours.")
+        bool, typer.Option("--no-import", help="Check dotted paths by their form only; import none of their modules.")
     ] = False,
+    modules: Modules = None,
 ) -> None:
     """Validate the loss of config files. Exit code 0: valid, 1: invalid, 2: a file cannot be read."""
+    from .source import import_modules
     from .validate import run
 
+    if not import_modules(modules or []):
+        raise typer.Exit(2)
     raise typer.Exit(run(files, format, allow or [], imports=not no_import))
 
 
@@ -119,6 +130,29 @@ def check(
     named = _sizes(size or [])
     sizes = {"batch": batch, "seq": seq, "vocab": vocab, "hidden": hidden, **named}
     raise typer.Exit(run(file, Settings(sizes, frozenset(named), dtype.value, device, dry, seed), allow or []))
+
+
+@app.command()
+def conform(
+    losses: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Registered names, or package.module:name; all losses by default."),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="GROUP", help="core, numerics, tooling or lifecycle; repeatable."),
+    ] = None,
+    format: Annotated[Results, typer.Option("--format", help="A table, or JSON.")] = Results.text,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML too.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the checks; run none.")] = False,
+    modules: Modules = None,
+) -> None:
+    """Check that a loss does what every loss should. Exit code 0: it does, 1: a check failed, 2: it cannot be run."""
+    from .conform import run, run_list
+
+    if listing:
+        raise typer.Exit(run_list(group))
+    raise typer.Exit(run(losses or [], modules or [], groups=group, format=format, junit=junit))
 
 
 @app.command("list")
@@ -189,12 +223,20 @@ def schema(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="DIR", help="Write all schemas into a directory.")
     ] = None,
+    modeline: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --write: name the schema in this config's first line; repeatable."),
+    ] = None,
     modules: Modules = None,
 ) -> None:
-    """Print the JSON Schema of a config or of one loss, for editors and CI."""
+    """Print the JSON Schema of a config or of one loss, for editors and CI; or write them all."""
     from .schema import run
 
-    raise typer.Exit(run(name, write, modules or []))
+    if write is not None and name is not None:
+        raise typer.BadParameter("--write writes them all; without it, one is printed", param_hint="NAME")
+    if modeline and write is None:
+        raise typer.BadParameter("it names the schema that --write writes", param_hint="--modeline")
+    raise typer.Exit(run(name, write, modeline or [], modules or []))
 
 
 @app.command()
@@ -202,11 +244,24 @@ def init(
     file: Annotated[Path, typer.Argument(help="File to write.")] = Path("train.yaml"),
     loss: Annotated[str, typer.Option(help="Loss to start with.")] = "token_ce",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    modules: Modules = None,
 ) -> None:
     """Write a commented config to start from, with the line that gives editors its schema."""
     from .init import run
 
-    raise typer.Exit(run(file, loss, force=force))
+    raise typer.Exit(run(file, loss, modules or [], force=force))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the loss, such as smooth_error.")],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write it and its test.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the files.")] = False,
+) -> None:
+    """Write a loss of your own and its test, to start from."""
+    from .new import run
+
+    raise typer.Exit(run(name, folder, force=force))
 
 
 def _sizes(pairs: list[str]) -> dict[str, int]:
