@@ -10,7 +10,7 @@ from zoo.healthy import CarefulCE, careful_ce
 from zoo.mutant import Mutant
 
 ZOO = Path(__file__).parents[1] / "zoo"
-MODULES = [import_module(f"zoo.{path.stem}") for path in sorted(ZOO.glob("*.py"))]
+MODULES = [import_module(f"zoo.{path.stem}") for path in sorted(ZOO.glob("*.py")) if path.stem != "conftest"]
 MUTANTS: list[Mutant] = [mutant for module in MODULES for mutant in getattr(module, "MUTANTS", [])]
 GROUP_OF = {check.name: check.group for check in all_checks()}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from references.conformance import INFOS
 from tensafe.training.losses import Elements, LossReturn
+from tensafe.training.losses.builtin.contrastive import Contrastive
 from tensafe.training.losses.testing import LossInfo
 from zoo.alike import Mode, Side, Smoothing, told_alike
 from zoo.healthy import CarefulCE, checked, reduced, token_losses
@@ -137,6 +138,19 @@ class DividesByLiveParts(_InParts):
         return Elements(torch.cat(scaled), counts)
 
 
+class Multiplied(Contrastive):
+    __doc__ = Contrastive.__doc__  # but the temperature is multiplied with: the higher, the sharper
+
+    def compute(
+        self,
+        embeddings_a: Float[Tensor, "batch hidden"],
+        embeddings_b: Float[Tensor, "batch hidden"],
+        embeddings_negative: Float[Tensor, "batch k hidden"] | None = None,
+    ) -> Elements:
+        turned = Contrastive(temperature=1 / self.temperature, margin=self.margin, metrics=self.metrics)
+        return turned.compute(embeddings_a, embeddings_b, embeddings_negative)
+
+
 MUTANTS = [
     Mutant("no shift", Unshifted, frozenset({"check_matches_reference"}), CE),
     Mutant(
@@ -152,6 +166,7 @@ MUTANTS = [
         frozenset({"check_matches_reference"}),
         LossInfo(kwargs={"label_smoothing": 0.2}, reference=CE.reference),
     ),
+    Mutant("temperature multiplied", Multiplied, frozenset({"check_matches_reference"}), INFOS["contrastive"]),
     Mutant("mean over samples", per_sample, frozenset({"check_reductions_consistent"})),
     Mutant("any word is a reduction", anything_is_a_mean, frozenset({"check_reductions_consistent"})),
     Mutant("the last part is lost", LosesTheRest, frozenset({"check_chunked_equals_dense"})),
