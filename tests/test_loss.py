@@ -155,6 +155,7 @@ def test_a_loss_is_a_value() -> None:
         ({"steps": [1, 2.5, "3"]}, {("steps", 1): "expected an integer, got 2.5", ("steps", 2): "got '3'"}),
         ({"steps": [1, 2, 3, 4]}, {("steps",): "at most 3 items"}),
         ({"steps": (1, 2)}, {("steps",): "expected a list, got tuple"}),
+        ({"steps": [2**63, 1, -(2**70)]}, {("steps", 0): "fits 64 bits", ("steps", 2): "fits 64 bits"}),
         ({"steps": [torch.tensor(1)]}, {("steps", 0): "expected an integer, got Tensor"}),
         ({"label": 3}, {("label",): "expected a string or null, got 3"}),
         ({"sacle": 1.0}, {("sacle",): "did you mean scale?"}),
@@ -244,9 +245,14 @@ def test_numbers_in_a_list_are_plain_too() -> None:
             return Elements(x)
 
     assert Listed(weights=(1, 2.0), by_name={"a": 1}).weights == (1.0, 2.0)
-    for kwargs in ({"weights": (1.0, torch.tensor(2.0))}, {"by_name": {"a": torch.tensor(2.0)}}):
-        with pytest.raises(LossConfigError, match="plain data, got Tensor"):
+    places: dict[tuple[Any, ...], Any] = {
+        ("weights", 1): {"weights": (1.0, torch.tensor(2.0))},
+        ("by_name", "a"): {"by_name": {"a": torch.tensor(2.0)}},
+    }
+    for place, kwargs in places.items():
+        with pytest.raises(LossConfigError, match="plain data, got Tensor") as caught:
             Listed(**kwargs)
+        assert caught.value.loc == place
 
 
 def test_class_variables_and_private_attributes_are_no_kwargs() -> None:

@@ -7,11 +7,11 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema
 
 from .adapter import ResolvedLoss
 from .contract import TensorSpec, read_contract
-from .guards import definition
+from .guards import definition, is_class
 from .loss import Loss
 from .nested import NESTED_SCHEMA, TERM_SCHEMA
 from .protocol import COUNTS, Parameter, read_signature
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .problems import JsonSchema
 
-__all__ = ["SPEC", "LossSchema", "read_loss", "reference", "spec_shape"]
+__all__ = ["SPEC", "LossSchema", "pydantic_schema", "read_loss", "reference", "spec_shape", "unbound"]
 
 SPEC = "loss-spec"
 """Name of the definition that a nested loss refers to. It has a hyphen, so no loss can have it."""
@@ -34,7 +34,7 @@ class LossSchema(NamedTuple):
     """What there is to know about a loss.
 
     Attributes:
-        kwargs: JSON Schema of its kwargs; also accepts null when none is required.
+        kwargs: JSON Schema of its kwargs, or of null; `required` says whether that will do.
         definitions: What `kwargs` refers to.
         tensors: The tensors that it takes by name.
     """
@@ -63,14 +63,13 @@ def read_loss(name: str) -> LossSchema:
         UnknownLossError: Nothing has this name.
         LossConfigError: What has it could not be called as a loss.
     """
-    found, bound = _unbound(lookup(name))
-    options: Any = {"ref_template": f"#/definitions/{name}.{{model}}", "schema_generator": _Generator}
+    found, bound = unbound(lookup(name))
     loss = found if isinstance(found, type) and issubclass(found, Loss) else None
-    schema = _callable_schema(found, name, options) if loss is None else loss.model_json_schema(**options)
+    schema = pydantic_schema(found, name, f"#/definitions/{name}.{{model}}")
     definitions = {f"{name}.{key}": _definition(model) for key, model in schema.pop("$defs", {}).items()}
     schema = _clean(_with_defaults(schema, bound))
     required = schema.pop("required", [])
-    schema.update(title=name, description=_summary(found), type="object" if required else ["object", "null"])
+    schema.update(title=name, description=_summary(found), type=["object", "null"])
     order = ["title", "description", "type", "properties"]
     kwargs = {key: schema.pop(key) for key in order if key in schema}
     kwargs.update({"required": required} if required else {}, **schema)
@@ -108,11 +107,11 @@ class _Generator(GenerateJsonSchema):
         return {}
 
 
-def _unbound(found: Any) -> tuple[Any, Mapping[str, Any]]:
+def unbound(found: Any) -> tuple[Any, Mapping[str, Any]]:
     """Return the class or callable behind what is registered, and the kwargs that it was given already."""
     if isinstance(found, ResolvedLoss):
         inner = vars(found)
-        return _unbound(inner["loss"] if "loss" in inner else inner["fn"])[0], found.kwargs
+        return unbound(inner["loss"] if "loss" in inner else inner["fn"])[0], found.kwargs
     return (type(found), dict(found)) if isinstance(found, Loss) else (found, {})
 
 
@@ -121,6 +120,21 @@ def _with_defaults(schema: JsonSchema, bound: Mapping[str, Any]) -> JsonSchema:
     rebound = {name: {**properties[name], "default": value} for name, value in bound.items() if name in properties}
     required = [name for name in schema.get("required", []) if name not in bound]
     return {**schema, "properties": {**properties, **rebound}, "required": required}
+
+
+def pydantic_schema(found: Any, owner: str = "", references: str = DEFAULT_REF_TEMPLATE) -> JsonSchema:
+    """Return the JSON Schema that pydantic makes of the kwargs of a class or a callable.
+
+    Args:
+        found: The class or callable.
+        owner: Its name, for messages.
+        references: How a reference to a model is written.
+    """
+    options: Any = {"ref_template": references, "schema_generator": _Generator}
+    if not is_class(found) or not issubclass(found, Loss):
+        return _callable_schema(found, owner, options)
+    schema: JsonSchema = found.model_json_schema(**options)
+    return schema
 
 
 def _callable_schema(fn: Any, name: str, options: Any) -> JsonSchema:

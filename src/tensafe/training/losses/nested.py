@@ -107,10 +107,10 @@ def unfit_part(loss: ResolvedLoss, whole: str) -> Problem | None:
     """Say why a loss cannot be part of `whole`, at the path relative to its spec; None if it can."""
     if loss.kwargs.get("reduction") == "none":
         message = f"{whole} must be one number; choose another reduction than none"
-        return Problem("invalid-value", ("kwargs", "reduction"), message)
+        return Problem("unfit-part", ("kwargs", "reduction"), message)
     if loss.kwargs.get("overwrite_logits"):
         message = f"{whole} cannot overwrite the logits: another may need them"
-        return Problem("invalid-value", ("kwargs", "overwrite_logits"), message)
+        return Problem("unfit-part", ("kwargs", "overwrite_logits"), message)
     return None
 
 

@@ -12,8 +12,8 @@ that gives a single message, on the right line, and that completes:
 A schema cannot say all that `check_spec` does, which has the last word. To JSON Schema `5.0` is an integer, and `.inf`
 and `.nan` are numbers; it does not know that any integer fits 64 bits where a number is due, that no two terms of a sum
 share a name, which values of a loss do not go together (one that must lie above another, lists of one length, a loss
-that does not fit into another), that a spec may also stand under `loss` in a term (which is for Python), or which
-letters beyond ASCII Python has in names.
+that does not fit into another, what a backend does not have), that weights must not all be 0, that a spec may also
+stand under `loss` in a term (which is for Python), or which letters beyond ASCII Python has in names.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from .errors import config_error
 from .problems import implausible
 
 if TYPE_CHECKING:
@@ -27,6 +28,6 @@ class StrictModel(BaseModel):
     @classmethod
     def _plain_data(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
         validated = validate(value)
-        if (problem := implausible(value, validated)) is not None:
-            raise ValueError(problem)
+        if problems := implausible(value, validated):
+            raise config_error(problems, loss=None)
         return validated

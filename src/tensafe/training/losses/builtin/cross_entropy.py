@@ -89,7 +89,7 @@ class CrossEntropy(ElementLoss, name="cross_entropy"):
     def _some_class_counts(self) -> Self:
         if self.class_weights is not None and not any(self.class_weights):
             message = "at least one class must have a weight above 0"
-            raise config_error([Problem("invalid-value", ("class_weights",), message)], loss=None)
+            raise config_error([Problem("all-zero", ("class_weights",), message)], loss=None)
         return self
 
     def compute(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Elements:
