@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from references.conformance import INFOS
 
+from references.conformance import INFOS
 from tensafe.training.losses import LOSS_REGISTRY, get_registered_losses
 from tensafe.training.losses.builtin import __path__ as builtin_path
 from tensafe.training.losses.testing import parametrize_with_loss_checks
