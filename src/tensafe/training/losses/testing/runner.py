@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import SkipTest
@@ -222,11 +223,22 @@ def _known(failures: Failures) -> dict[str, str]:
 
 
 def _run(check: Check, loss: Spec, info: LossInfo | None = None) -> None:
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+    with _in_one_thread(), torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what a loss says of a kwarg that a check chose
             check.run(Subject(loss, info))
+
+
+@contextmanager
+def _in_one_thread() -> Generator[None]:
+    """Let torch use one thread: the tensors are tiny, and on a busy machine threads that wait cost the most."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tell(result: CheckResult, on_fail: str | None, on_skip: str | None) -> None:
