@@ -64,18 +64,17 @@ def expected(drawn: Heads, mode: str) -> float:
         math.fsum(w * value * count for w, head in zip(drawn.weights, heads, strict=True) for value, count in head)
         for heads in cells
     ]
-    live = [any(count for _, count in heads[0]) for heads in cells]
     if mode == "mean":
         by_head = [[cell for heads in cells for cell in heads[head]] for head in range(len(drawn.weights))]
         return mean_of_means(drawn.weights, by_head)
-    if mode == "sequence_mean":
-        return math.fsum(mean_of_means(drawn.weights, each) for each in cells) / max(sum(live), 1)
     if mode == "sum":
         return math.fsum(sums)
     # a sequence counts where a head of some weight has anything to predict
     counted = [
         any(w * count for w, head in zip(drawn.weights, heads, strict=True) for _, count in head) for heads in cells
     ]
+    if mode == "sequence_mean":
+        return math.fsum(mean_of_means(drawn.weights, each) for each in cells) / max(sum(counted), 1)
     return math.fsum(sums) / max(sum(counted), 1) / (7 if mode == "sequence_sum_norm" else 1)
 
 
@@ -183,10 +182,42 @@ def test_shift_labels_are_those_of_head_0() -> None:
     assert resolve("mtp", shift=False)({"logits": logits}, {"labels": shifted}) == expected
 
 
-def test_one_count_cannot_divide_several_means() -> None:
+@given(heads(), st.sampled_from([list, tuple, lambda counts: torch.tensor(counts, dtype=torch.float64)]))
+def test_each_head_may_have_a_count_of_its_own(drawn: Heads, kind: Any) -> None:
+    counts = [float(2 + head) for head in range(len(drawn.weights))]
+    expected = math.fsum(
+        w * value * count / n
+        for heads in drawn.cells()
+        for w, n, head in zip(drawn.weights, counts, heads, strict=True)
+        for value, count in head
+    )
+    loss_fn = resolve("mtp", weights=drawn.weights)
+    found = loss_fn({"logits": drawn.logits}, drawn.tokens.batch, num_items_in_batch=kind(counts))["loss"]
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
+
+
+@given(heads(), st.integers(1, 9))
+def test_one_count_divides_the_sums_of_all_heads(drawn: Heads, count: int) -> None:
+    total = resolve("mtp", weights=drawn.weights, reduction="sum")({"logits": drawn.logits}, drawn.tokens.batch)
+    loss_fn = resolve("mtp", weights=drawn.weights)
+    found = loss_fn({"logits": drawn.logits}, {**drawn.tokens.batch, "num_items_in_batch": count})
+    assert found["loss"].item() == pytest.approx(total["loss"].item() / count, rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("count", "part"),
+    [
+        ([1], "one for each of the 2 means; got 1"),
+        (torch.ones(3), "one for each of the 2 means; got 3"),
+        (torch.ones(1, 2), r"one for each of the 2 means; got a tensor of shape \[1, 2\], float32"),
+        ([1, -1], "a number >= 0 or a 0-d tensor; got -1"),
+        ([1, "2"], "a number >= 0 or a 0-d tensor; got '2'"),
+    ],
+)
+def test_counts_must_be_one_for_each_head(count: Any, part: str) -> None:
     outputs, batch = {"logits": torch.zeros(1, 3, 2, 4)}, {"labels": torch.tensor([[1, 2, 3]])}
-    with pytest.raises(LossConfigError, match="num_items_in_batch divides one sum over items"):
-        resolve("mtp")(outputs, batch, num_items_in_batch=2)
+    with pytest.raises(LossInputError, match=part):
+        resolve("mtp")(outputs, batch, num_items_in_batch=count)
 
 
 @pytest.mark.parametrize("mode", ["mean", "sequence_mean", "sum", "none"])

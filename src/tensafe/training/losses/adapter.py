@@ -156,6 +156,7 @@ class TypedLoss(_LossValue):
         loss: The loss, with its kwargs.
         inputs: The renames.
         contract: The tensors that the loss takes.
+        reduction: How its elements become one number, denominators of a call apart.
     """
 
     def __init__(self, loss: Loss, inputs: Mapping[str, str] | None = None) -> None:
@@ -167,7 +168,8 @@ class TypedLoss(_LossValue):
         if mode not in MODES:
             message = f"{shorten(mode)} is no reduction; there are {', '.join(sorted(MODES))}"
             raise config_error([Problem("invalid-value", ("reduction",), message)], loss=self.name)
-        self._reduction = Reduction(mode, self.kwargs["max_length"] if mode == "sequence_sum_norm" else None)
+        max_length = self.kwargs["max_length"] if mode == "sequence_sum_norm" else None
+        self.reduction = Reduction(mode, max_length, apart=type(loss)._apart)
         self._with_metrics = loss.metrics
         self._compute = loss.compute
         self._call = compile_call(
@@ -230,7 +232,7 @@ class TypedLoss(_LossValue):
         items, sequences = (given[name] if name in given else from_batch(name) for name in COUNTS)
         if items is not None and not type(self.loss)._divisible:
             raise _nothing_to_divide(self.name)
-        return self._reduction._replace(num_items=items, num_sequences=sequences)
+        return self.reduction._replace(num_items=items, num_sequences=sequences)
 
     def _raise_better(self, error: Exception, outputs: Any, batch: Any, tensors: tuple[Any, ...]) -> None:
         """Raise what says more than an error of `compute` or of the functions it returned, if anything does."""
@@ -382,7 +384,7 @@ def _check_inputs(owner: str, contract: Contract, inputs: Mapping[str, str]) -> 
 def _nothing_to_divide(owner: str) -> LossConfigError:
     return make_error(
         LossConfigError,
-        "num_items_in_batch divides one sum over items; this loss is one value for the whole batch, or several means.",
+        "num_items_in_batch divides one sum over items; this loss is one value for the whole batch.",
         code="unused-count",
         loss=owner,
         loc=("num_items_in_batch",),

@@ -74,7 +74,7 @@ def call(self, outputs, batch, counts=None):
         return self._without_autocast(outputs, batch, ({tensors},), counts)
     try:
         elements = self._compute({tensors})
-        reduction = self._reduction
+        reduction = self.reduction
         if counts is not None or 'num_items_in_batch' in from_batch or 'num_sequences_in_batch' in from_batch:
             reduction = self._counted(batch, counts)
         elif {scalars} and type(elements) is Elements:

@@ -16,7 +16,7 @@ from .contract import DTYPES, MAY_BE_EMPTY, Contract, TensorSpec, is_variadic, l
 from .errors import LossInputError, LossTypeError, dotted, key_name, make_error, near_miss, shorten
 from .guards import is_list, is_mapping
 
-__all__ = ["check_containers", "explain", "make_reader", "readable", "what_there_is"]
+__all__ = ["check_containers", "explain", "make_reader", "match_axes", "readable", "what_there_is"]
 
 _MOST_KEYS = 20
 
@@ -256,7 +256,7 @@ def _check_sizes(call: _Call, contract: Contract, values: Mapping[str, Any]) -> 
         if tensor.name not in shapes:
             continue
         value = values[tensor.name]
-        found = _match(tensor, shapes[tensor.name])
+        found = match_axes(tensor, shapes[tensor.name])
         if found is None:
             _fail_shape(call, contract, shapes, tensor, value, sizes)
         for dim, size in found.items():
@@ -283,7 +283,7 @@ def _check_devices(call: _Call, contract: Contract, values: Mapping[str, Any]) -
         first = first or (value.device, tensor.name)
 
 
-def _match(tensor: TensorSpec, shape: Any) -> dict[str, Any] | None:
+def match_axes(tensor: TensorSpec, shape: Any) -> dict[str, Any] | None:
     """Bind the axes of one tensor to sizes; None if its rank or a fixed size is wrong."""
     sizes = list(shape)
     dims = list(tensor.dims)
@@ -317,7 +317,7 @@ def _fail_shape(
     message = f"{tensor.name!r} must be {expected}; got {_describe(value)}."
     suspects = [tensor.name, *(setter for axis, (_, setter) in sizes.items() if axis in tensor.dims)]
     hint = _shape_hint(contract, shapes, suspects)
-    if hint is None and dim and _off_by_one(_match(tensor, shapes[tensor.name]), sizes[dim][0], dim):
+    if hint is None and dim and _off_by_one(match_axes(tensor, shapes[tensor.name]), sizes[dim][0], dim):
         hint = "They differ by one along seq: was one of them shifted already?"
     call.fail(tensor, "shape-mismatch", message, hint)
 
@@ -341,7 +341,7 @@ def _shape_hint(contract: Contract, shapes: _Shapes, suspects: list[str]) -> str
 def _agree(contract: Contract, shapes: _Shapes) -> bool:
     sizes: dict[str, Any] = {}
     for tensor in contract.tensors:
-        found = _match(tensor, shapes[tensor.name]) if tensor.name in shapes else {}
+        found = match_axes(tensor, shapes[tensor.name]) if tensor.name in shapes else {}
         if found is None or any(sizes.setdefault(dim, size) != size for dim, size in found.items()):
             return False
     return True

@@ -56,8 +56,9 @@ class Loss(StrictModel):
     _upcast: ClassVar[bool] = True
     """Whether 16-bit floats are widened to float32 before `compute`; False when its own numerics do so."""
     _divisible: ClassVar[bool] = True
-    """Whether `num_items_in_batch` may divide what `compute` returns; False for one value of the whole batch, or
-    several means."""
+    """Whether `num_items_in_batch` may divide what `compute` returns; False for one value of the whole batch."""
+    _apart: ClassVar[bool] = False
+    """Whether the last axis of the values is one of several losses, whose means are added; each may have a count."""
     _leaner: ClassVar[Leaner | None] = None
     """The loss to use instead where memory is short; `tensafe check` tells what it would save."""
     _family: ClassVar[str] = "other"

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from tensafe._lazy import torch
 
 from .errors import LossConfigError, LossInputError, LossReturnError, make_error, shorten
-from .guards import is_mapping
+from .guards import is_list, is_mapping
 from .types import Elements, LossReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-__all__ = ["MODES", "WHOLE", "Reduction", "coefficients", "reduce_elements"]
+__all__ = ["MODES", "WHOLE", "Reduction", "check_sequences", "coefficients", "denominator", "reduce_elements"]
 
 _BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
 WHOLE = frozenset({"none", "sum", "mean"})
@@ -35,12 +35,15 @@ class Reduction(NamedTuple):
         max_length: The constant of `sequence_sum_norm`.
         num_items: What `mean` divides by: elements in the whole optimizer step, over accumulation and ranks.
         num_sequences: What the `sequence_*` modes divide by, likewise.
+        apart: Whether the last axis is one of several losses, each with a mean of its own; the means are added. Then
+            `num_items` may hold a number for each.
     """
 
     mode: str = "mean"
     max_length: int | None = None
-    num_items: float | Tensor | None = None
+    num_items: float | Tensor | Sequence[float | Tensor] | None = None
     num_sequences: float | Tensor | None = None
+    apart: bool = False
 
 
 def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_metrics: bool) -> LossReturn:
@@ -73,13 +76,14 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
         raise make_error(LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner)
     if reduction.num_items is not None or reduction.num_sequences is not None:
         _check_counts(owner, reduction, values if weights is None else weights)
+        reduction = _together(reduction, values if weights is None else weights)
     if callable(values) and dot is None:
         values = values()
     if not callable(values):
         _check_elements(owner, values, weights, metrics)
     if reduction.mode == "none":
         loss = _unreduced(values() if callable(values) else values, weights)
-    elif weights is None and reduction.mode in WHOLE and reduction.num_items is None and not callable(values):
+    elif weights is None and not callable(values) and _is_whole(reduction):
         loss = _unweighted(values, reduction.mode)
     else:
         loss = _dot(owner, elements, values, reduction)
@@ -95,14 +99,40 @@ def coefficients(weights: Tensor, reduction: Reduction) -> Tensor:
     """
     if reduction.mode == "sum":
         return weights
+    given: Any = reduction.num_items if reduction.mode == "mean" else reduction.num_sequences
+    count: float | Tensor = denominator(weights, reduction) if given is None else given
+    scale = _inverse(count, weights)
     if reduction.mode == "mean":
-        return weights * _inverse(weights.sum() if reduction.num_items is None else reduction.num_items, weights)
-    counted = weights.flatten(1).sum(1)
-    scale = _inverse((counted != 0).sum() if reduction.num_sequences is None else reduction.num_sequences, weights)
+        return weights * scale
     if reduction.max_length is not None:
         scale = scale / reduction.max_length
-    per_sequence = _inverse(counted, weights) if reduction.mode == "sequence_mean" else torch.ones_like(counted)
-    return weights * (scale * per_sequence).reshape(-1, *[1] * (weights.ndim - 1))
+    if reduction.mode == "sequence_mean":
+        axes = tuple(range(1, weights.ndim - reduction.apart))
+        scale = scale * _inverse(weights.sum(axes, keepdim=True), weights)
+    return weights * scale
+
+
+def denominator(weights: Tensor, reduction: Reduction) -> Any:
+    """Return what a batch by itself is divided by, a tensor: what a given count stands for, and is summed up from.
+
+    Args:
+        weights: What counts, and how much; see `coefficients`.
+        reduction: How; None comes back where it divides by nothing.
+    """
+    if reduction.mode == "mean":
+        return weights.reshape(-1, weights.shape[-1]).sum(0) if reduction.apart else weights.sum()
+    return (weights.flatten(1).sum(1) != 0).sum() if reduction.mode in _BY_SEQUENCE else None
+
+
+def _together(reduction: Reduction, like: object) -> Reduction:
+    """Return the reduction with the counts of several losses as one tensor, beside what they divide."""
+    counts = reduction.num_items
+    if not isinstance(like, torch.Tensor) or not _is_several(counts):
+        return reduction
+    if is_list(counts):
+        counts = torch.stack([torch.as_tensor(count, dtype=torch.float64) for count in counts])
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return reduction._replace(num_items=torch.as_tensor(counts).to(like.device, dtype))
 
 
 @overload
@@ -126,13 +156,17 @@ def _dot(owner: str, elements: Elements, values: Tensor | Callable[[], Tensor], 
     if callable(values):
         assert elements.dot is not None
         assert weights is not None
-        _check_sequences(owner, weights, reduction)
+        check_sequences(owner, weights, reduction)
         return elements.dot(coefficients(weights.to(torch.promote_types(weights.dtype, torch.float32)), reduction))
-    _check_sequences(owner, values, reduction)
+    check_sequences(owner, values, reduction)
     if weights is None:
         return (values * coefficients(torch.ones_like(values), reduction)).sum()
     factors = coefficients(weights.to(values.dtype), reduction)
     return (torch.where(weights != 0, values, 0.0) * factors).sum()
+
+
+def _is_whole(reduction: Reduction) -> bool:
+    return reduction.mode in WHOLE and reduction.num_items is None and not reduction.apart
 
 
 def _unweighted(values: Tensor, mode: str) -> Tensor:
@@ -198,7 +232,8 @@ def _kind(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
+def check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
+    """Refuse a reduction by sequence of values that have but one axis."""
     if reduction.mode in _BY_SEQUENCE and values.ndim < 2:
         raise make_error(
             LossInputError,
@@ -216,7 +251,10 @@ def _check_counts(owner: str, reduction: Reduction, like: object) -> None:
         ("num_sequences_in_batch", reduction.num_sequences, _BY_SEQUENCE),
     ):
         if count is not None:
-            _check_count(owner, name, count, like)
+            if reduction.apart and name == "num_items_in_batch" and _is_several(count):
+                _check_several(owner, name, count, like)
+            else:
+                _check_count(owner, name, count, like)
             if reduction.mode not in modes:
                 raise make_error(
                     LossConfigError,
@@ -227,6 +265,10 @@ def _check_counts(owner: str, reduction: Reduction, like: object) -> None:
                     loc=(name,),
                     hint="Leave it out, or choose that reduction.",
                 )
+
+
+def _is_several(counts: object) -> bool:
+    return is_list(counts) or (isinstance(counts, torch.Tensor) and counts.ndim > 0)
 
 
 def _check_count(owner: str, name: str, count: Any, like: object) -> None:
@@ -244,6 +286,22 @@ def _check_count(owner: str, name: str, count: Any, like: object) -> None:
             loss=owner,
             loc=(name,),
         )
+
+
+def _check_several(owner: str, name: str, counts: Any, like: Any) -> None:
+    """Refuse counts that are not one for each of the losses along the last axis of the values."""
+    found = len(counts) if is_list(counts) or counts.ndim == 1 else None
+    if found != like.shape[-1]:
+        got = f"{found}" if found is not None else _describe_count(counts)
+        raise make_error(
+            LossInputError,
+            f"{name} must be one number, or one for each of the {like.shape[-1]} means; got {got}.",
+            code="invalid-count",
+            loss=owner,
+            loc=(name,),
+        )
+    for count in counts:
+        _check_count(owner, name, count, like)
 
 
 def _is_count(dtype: torch.dtype) -> bool:

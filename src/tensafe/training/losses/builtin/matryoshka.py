@@ -26,11 +26,12 @@ from tensafe.training.losses.nested import (
 from tensafe.training.losses.schedules import step_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     from torch import Tensor
 
+    from tensafe.training.losses.adapter import ResolvedLoss
     from tensafe.training.losses.contract import TensorSpec
     from tensafe.training.losses.types import LossReturn
 
@@ -155,6 +156,10 @@ class Matryoshka(Loss, name="matryoshka"):
                 metrics[f"loss_{dim}"] = result["loss"]
                 metrics.update({f"{key}_{dim}": value for key, value in result.get("metrics", {}).items()})
         return {"loss": total, "metrics": metrics}
+
+    def joint_counts(self, count: Callable[[ResolvedLoss], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the counts of a call: those of the loss, which has the same for each length."""
+        return dict(count(self.loss))
 
     def _tensors(self) -> Iterator[tuple[int, TensorSpec, str | None, tuple[str, ...]]]:
         """Yield the tensors of each loss inside, with its number, and where and by which keys each is looked for."""

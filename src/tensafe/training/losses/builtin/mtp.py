@@ -50,12 +50,13 @@ class MTP(TokenTargetLoss, name="mtp"):
     Raises:
         LossInputError: A tensor is missing or does not fit, or `weights` does not hold one number per head; on CPU, a
             label is outside [0, vocab) and is not `ignore_index`.
-        LossConfigError: A kwarg is unknown or out of range; or a call has `num_items_in_batch`.
+        LossConfigError: A kwarg is unknown or out of range.
 
     Note:
-        `num_items_in_batch` is refused: each head has a count of its own, so micro-batches whose lengths differ would
-        not add up. `sum` and the other reductions do. Head k looks past the end of a document that is packed with
-        others: its first 1 + k labels must be ignored for nothing to be predicted across.
+        `num_items_in_batch` is a list or tensor of one count per head, :math:`n_0, n_1, \dots` of the whole step, as
+        `tensafe.distributed.count_items` gives it: what heads have to predict differs. One number divides the sums of
+        all heads, which is DeepSeek-V3's equation 24 where it is the count of head 0. Head k looks past the end of a
+        document that is packed with others: its first 1 + k labels must be ignored for nothing to be predicted across.
 
     Example:
         >>> import torch
@@ -68,10 +69,10 @@ class MTP(TokenTargetLoss, name="mtp"):
     References:
         Gloeckle et al., Better & Faster Large Language Models via Multi-token Prediction, 2024, arXiv:2404.19737,
         section 2; with weights as in DeepSeek-AI, DeepSeek-V3 Technical Report, 2024, arXiv:2412.19437, section 2.2,
-        where the heads after the first share one weight divided by their number.
+        where the heads after the first share one weight divided by their number, and all divide by the same length.
     """
 
-    _divisible: ClassVar[bool] = False
+    _apart: ClassVar[bool] = True
     _traits: ClassVar[Traits] = Traits(sample_independent=True, non_negative=True, shift_invariant=("logits",))
 
     weights: NonNegativeNumbers | None = Field(
@@ -95,17 +96,8 @@ class MTP(TokenTargetLoss, name="mtp"):
         )
         values = cross_entropy(logits, used, Formula(self.ignore_index))
         metrics = _by_head(values.detach(), counts) if self.metrics else None
-        of_head = self._weight_of_heads(values)
-        if self.reduction not in {"mean", "sequence_mean"}:
-            return Elements(values, counts * of_head, metrics)
-        # What a mean divides by is made that of head 0; hence what the weights of the heads add up to is in the values.
-        axes = (0, 1) if self.reduction == "mean" else (1,)
-        per_head = counts.sum(axes, keepdim=True)
-        live = torch.where(per_head != 0, of_head, 0.0)
-        whole = live.sum(2, keepdim=True)
-        share = live / torch.where(whole == 0, 1.0, whole)
-        scale = per_head[..., :1] / torch.where(per_head == 0, 1.0, per_head)
-        return Elements(values * whole, counts * share * scale, metrics)
+        of_head = self._weight_of_heads(counts)
+        return Elements(values * of_head, torch.where(of_head != 0, counts, 0.0), metrics)
 
     def explain(
         self,
@@ -130,12 +122,12 @@ class MTP(TokenTargetLoss, name="mtp"):
             torch.stack([shift_left(weights, 0, head) for head in heads], -1),
         )
 
-    def _weight_of_heads(self, values: Tensor) -> Tensor:
-        heads = values.shape[-1]
+    def _weight_of_heads(self, counts: Tensor) -> Tensor:
+        heads = counts.shape[-1]
         if self.weights is None:
-            return values.new_ones(heads)
+            return counts.new_ones(heads)
         check_length("weights", self.weights, "head", heads)
-        return torch.tensor(self.weights, dtype=values.dtype, device=values.device)
+        return torch.tensor(self.weights, dtype=counts.dtype, device=counts.device)
 
 
 def _by_head(values: Tensor, counts: Tensor) -> dict[str, Tensor]:

@@ -28,13 +28,14 @@ from tensafe.training.losses.nested import (
     takes_step,
     unfit_part,
 )
+from tensafe.training.losses.protocol import COUNTS
 from tensafe.training.losses.resolve import check_spec
 from tensafe.training.losses.schedules import Schedule, Scheduled, step_of
 from tensafe.training.losses.spec import SPEC_KEYS
 from tensafe.training.losses.strict import StrictModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
     from torch import Tensor
@@ -205,6 +206,11 @@ class WeightedSum(Loss, name="weighted_sum"):
                 metrics[f"{name}/weight"] = weight
                 metrics.update({f"{name}/{key}": value for key, value in result.get("metrics", {}).items()})
         return {"loss": total, "metrics": metrics}
+
+    def joint_counts(self, count: Callable[[ResolvedLoss], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the counts of a call, made of those of each term: lists with an entry for each."""
+        each = [count(term.loss) for term in self.losses]
+        return {name: [counts.get(name) for counts in each] for name in COUNTS if any(name in one for one in each)}
 
     def _names(self) -> list[str]:
         plain = [term.name or term.loss.name for term in self.losses]
