@@ -75,6 +75,10 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         Three matrix products, as with logits; four for `reduction: none`, and for 16-bit tensors on a CPU, where they
         are computed in float32 (a 16-bit product is slow there) and no gradient is summed up in 16 bits.
 
+        A DTensor of a weight that is sharded on its vocabulary (along one dimension of the mesh) is not gathered: four
+        products, and of the hidden states' gradient the sum over the ranks. Hidden states and labels are plain and the
+        same on all these ranks, or DTensors. A weight that FSDP has sharded is another thing: pass the gathered one.
+
     Example:
         >>> import torch
         >>> from tensafe.training.losses import resolve_loss

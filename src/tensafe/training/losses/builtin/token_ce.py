@@ -74,6 +74,11 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         unless `label_smoothing` > 0: the smoothed loss is then infinite. uint8 labels are widened; they cannot hold
         -100, so give another `ignore_index`.
 
+        Logits may be a DTensor, spread over rows, over the vocabulary (along one dimension of the mesh) or both. They
+        are not gathered, and their gradient is a DTensor of the same placements. Labels and weights are plain and whole
+        on every rank, or DTensors too; the loss is then of the kind of the labels. `overwrite_logits` does nothing
+        there, and there are no second derivatives. torch's `loss_parallel` is not needed, and does no harm.
+
     Example:
         >>> import torch
         >>> from tensafe.training.losses import resolve_loss

@@ -168,13 +168,15 @@ class TokenCrossEntropy(TokenTargetLoss):
         dot: Callable[[Tensor], Tensor],
     ) -> Elements:
         """Return fused elements of values in which the class weights are."""
+        from tensafe.training.losses.ops.sharding import as_peer
+
         labels, weights = targets
         metrics = self._count(weights) if self.metrics else None
         if class_weight is None or self.reduction not in {"mean", "sequence_mean"}:
             return Elements(values, weights, metrics, dot)
         # torch's mean divides by the class weights of the labels. What the values are to be multiplied by is the rest
         # of a coefficient: of one and the same number for all, or for each sequence, since 0 / 0 would lose it.
-        divisors = weights * class_weight[torch.where(weights != 0, labels, 0)]
+        divisors = weights * as_peer(class_weight, labels)[torch.where(weights != 0, labels, 0)]
         axes = tuple(range(0 if self.reduction == "mean" else 1, divisors.ndim))
 
         def dot_of_divisors(coefficients: Tensor) -> Tensor:
@@ -223,13 +225,15 @@ def _weights(
     """Return how much each position counts, whatever the weights hold where it does not."""
     from tensafe.training.losses.ops.cross_entropy import shift_left
     from tensafe.training.losses.ops.lean import compute_dtype
+    from tensafe.training.losses.ops.sharding import as_peer
 
     dtype = compute_dtype(scored.dtype)
     if token_weights is None and sample_weights is None and dtype is torch.float32:
         return counts
     weights = counts.to(dtype)
     if token_weights is not None:
-        aligned = shift_left(token_weights, 0) if shifts else token_weights
+        peers = as_peer(token_weights, counts)
+        aligned = shift_left(peers, 0) if shifts else peers
         weights = torch.where(counts, aligned.to(dtype), 0.0)
     if sample_weights is not None:
         if sample_weights.shape != counts.shape[:1]:  # the axis of the batch is the first of any number of axes
@@ -241,6 +245,6 @@ def _weights(
                 loc=("sample_weights",),
                 hint="Pass one weight per sequence.",
             )
-        by_sample = sample_weights.to(dtype).reshape(-1, *[1] * (counts.ndim - 1))
+        by_sample = as_peer(sample_weights, counts).to(dtype).reshape(-1, *[1] * (counts.ndim - 1))
         weights = torch.where(counts, weights * by_sample, 0.0)
     return weights

@@ -21,6 +21,7 @@ from .lean import clear_rows, compute_dtype, is_lean, is_plain, rows_per_chunk
 from .overwriting import check_untouched, overwritten
 from .row_scores import Formula, RowScores
 from .rowwise import slices
+from .sharding import as_peer, is_spread
 
 __all__ = ["Formula", "cross_entropy", "cross_entropy_dot", "plain_cross_entropy", "shift_left"]
 
@@ -55,9 +56,13 @@ def cross_entropy(
         IndexError: On CPU, a label is outside [0, vocab) and is not `ignore_index`.
         LossInputError: `overwrite_logits`, and something needs the logits again.
     """
+    if is_spread(logits):
+        from .vocabulary_parallel import spread_cross_entropy
+
+        return spread_cross_entropy(logits, labels, formula, class_weight=class_weight, token_weight=token_weight)
     flat, targets = _flat(logits, labels)
     if token_weight is not None:
-        token_weight = _as_peer(token_weight, logits)
+        token_weight = as_peer(token_weight, logits)
         targets = formula.counted(targets, token_weight)
     weight = None if class_weight is None else class_weight.detach().to(compute_dtype(logits.dtype))
     if is_lean(flat.numel(), flat, targets, weight):
@@ -96,6 +101,10 @@ def cross_entropy_dot(
     Returns:
         The sum, 0-d, in the dtype of the values.
     """
+    if is_spread(logits):
+        from .vocabulary_parallel import spread_cross_entropy_dot
+
+        return spread_cross_entropy_dot(logits, labels, coefficients, formula, class_weight=class_weight)
     flat, targets = _flat(logits, labels)
     dtype = compute_dtype(logits.dtype)
     factors = coefficients.detach().reshape(-1).to(dtype)
@@ -179,20 +188,10 @@ def _of_log_probs(log_probs: Tensor, labels: Tensor, formula: Formula, class_wei
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    targets = _as_peer(labels, logits)
+    targets = as_peer(labels, logits)
     if logits.ndim != 2:
         logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     return logits, targets
-
-
-def _as_peer(tensor: Tensor, logits: Tensor) -> Tensor:
-    """Return what may meet the logits in one operation: beside a DTensor, a plain tensor is whole on every rank."""
-    mesh: Any = None if type(logits) is Tensor else getattr(logits, "device_mesh", None)
-    if mesh is None or hasattr(tensor, "device_mesh"):
-        return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 class _CrossEntropy(Fused):

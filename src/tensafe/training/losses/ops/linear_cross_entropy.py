@@ -24,6 +24,7 @@ from .fused import Fused, dot, results
 from .lean import compute_dtype, is_plain
 from .projection import Projection, over_tokens
 from .row_scores import Formula
+from .sharding import is_spread
 from .vocabulary_blocks import over_vocabulary
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_dot"]
@@ -59,6 +60,19 @@ def linear_cross_entropy(
     Raises:
         IndexError: On CPU, a label is outside [0, vocab) and is not `ignore_index`.
     """
+    if is_spread(weight):
+        from .linear_vocabulary_parallel import spread_linear_cross_entropy
+
+        return spread_linear_cross_entropy(
+            hidden,
+            weight,
+            labels,
+            formula,
+            bias=bias,
+            class_weight=class_weight,
+            token_weight=token_weight,
+            chunk_size=chunk_size,
+        )
     flat, weight, bias = _of_one_dtype(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     targets = labels.reshape(-1)
     if token_weight is not None:
@@ -96,6 +110,12 @@ def linear_cross_entropy_dot(
     Returns:
         The sum, 0-d, in the dtype of the values.
     """
+    if is_spread(weight):
+        from .linear_vocabulary_parallel import spread_linear_cross_entropy_dot
+
+        return spread_linear_cross_entropy_dot(
+            hidden, weight, labels, coefficients, formula, bias=bias, class_weight=class_weight, chunk_size=chunk_size
+        )
     flat, weight, bias = _of_one_dtype(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     targets = labels.reshape(-1)
     factors = coefficients.detach().reshape(-1).to(compute_dtype(flat.dtype))

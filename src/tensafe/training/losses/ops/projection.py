@@ -12,7 +12,7 @@ from .lean import compute_dtype, is_predicting, live_rows, rows_per_chunk
 from .row_scores import Formula, RowScores
 from .rowwise import slices
 
-__all__ = ["Gradients", "Projection", "over_tokens"]
+__all__ = ["Gradients", "Projection", "add_products", "over_tokens", "project"]
 
 _TOKENS, _LOGITS = 256, 2**25
 
@@ -90,18 +90,19 @@ def over_tokens(
     buffer = torch.empty((step, vocab), dtype=projection.dtype, device=hidden.device)
     in_cache = rows_per_chunk(step, vocab, hidden.device)
     for at in slices(0, labels.shape[0], step):
-        logits = _project(hidden[at], weight, bias, buffer[: at.stop - at.start])
+        logits = project(hidden[at], weight, bias, buffer[: at.stop - at.start])
         for part in slices(at.start, at.stop, in_cache):
             scores = logits[part.start - at.start : part.stop - at.start]
             squashed = rows.measure(scores, scores, part)
             if upstream is not None:
                 rows.differentiate(scores, squashed, part, upstream[part].unsqueeze(1))
         if gradients is not None:
-            _add_products(gradients, logits, hidden[at], weight, at)
+            add_products(gradients, logits, hidden[at], weight, at)
     return rows.values(), None if gradients is None else gradients.cast(hidden.dtype)
 
 
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """Write the logits of a few tokens into `out`."""
     if hidden.dtype is not out.dtype:
         out.copy_(hidden @ weight.T)
     else:
@@ -109,7 +110,8 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
     return out if bias is None else out.add_(bias)
 
 
-def _add_products(gradients: Gradients, of_logits: Tensor, hidden: Tensor, weight: Tensor, at: slice) -> None:
+def add_products(gradients: Gradients, of_logits: Tensor, hidden: Tensor, weight: Tensor, at: slice) -> None:
+    """Take the gradient of the logits of a few tokens on to what the logits are made of."""
     if gradients.bias is not None:
         gradients.bias.add_(of_logits.sum(0))
     of_logits = of_logits.to(hidden.dtype)
