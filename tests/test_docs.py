@@ -15,6 +15,9 @@ from tensafe.training.losses import registry
 from tensafe.training.losses.targets import Policy
 
 ROOT = Path(__file__).parent.parent
+NEEDED = {"integrations.md": ("transformers", "accelerate", "lightning")}
+"""What a page shows that is not installed with the tests."""
+
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -51,9 +54,12 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # which Lightning asks torch about
 @pytest.mark.usefixtures("_as_a_user")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.page == page for b in blocks("python"))], ids=name_of)
 def test_python_blocks_run_from_top_to_bottom(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in NEEDED.get(page.name, ()):
+        pytest.importorskip(library)
     namespace: dict[str, object] = {"__name__": f"page_{page.stem}"}
     for block in blocks("python"):
         if block.page == page:

@@ -1,0 +1,1 @@
+"""Losses in the trainers of others, each module thin and an extra of its own; see docs/integrations.md."""
