@@ -39,13 +39,13 @@ def verdicts(config: ConfigText) -> tuple[bool, bool]:
     return found is not None, VALIDATOR.is_valid(document.data)
 
 
-@given(training_configs(), training_configs(extreme=True))
+@given(training_configs(BUILTIN), training_configs(BUILTIN, extreme=True))
 def test_they_agree_on_good_configs(config: ConfigText, extreme: ConfigText) -> None:
     assert verdicts(config) == (True, True)
     assert verdicts(extreme) == (True, True)
 
 
-@given(training_configs(valid=False))
+@given(training_configs(BUILTIN, valid=False))
 def test_they_agree_on_configs_with_a_mistake(config: ConfigText) -> None:
     event(str(config.kind))
     assert verdicts(config) == (False, taken_for_a_number(config))

@@ -27,6 +27,7 @@ from tensafe.training.losses import (
     LossConfigError,
     LossInputError,
     NestedLoss,
+    UnknownLossError,
     resolve_loss,
 )
 from tensafe.training.losses.contract import Values
@@ -395,6 +396,23 @@ def test_a_config_with_a_mistake_is_refused_at_its_place(config: ConfigText) -> 
     assert found is None
     assert config.path is not None
     assert ".".join(str(part) for part in config.path) in [problem.path for problem in problems]
+
+
+@given(training_configs(["weighted_sum", "mse", "token_ce"]))
+def test_configs_have_the_losses_that_are_asked_for(config: ConfigText) -> None:
+    def types(spec: Any) -> Iterator[str]:
+        yield spec if isinstance(spec, str) else spec["type"]
+        for term in [] if isinstance(spec, str) else spec.get("kwargs", {}).get("losses", []):
+            yield from types(term)
+
+    found = set(types(config.data["loss"]))
+    event(f"{len(found)} losses")
+    assert found <= {"weighted_sum", "mse", "token_ce"}
+
+
+def test_a_loss_that_is_asked_for_has_to_be_known() -> None:
+    with pytest.raises(UnknownLossError, match="did you mean mse"):
+        training_configs(["mze"])
 
 
 def test_configs_shrink_to_what_can_be_read() -> None:

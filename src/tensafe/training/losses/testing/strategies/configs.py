@@ -15,6 +15,8 @@ from .mistakes import missing, misspelt
 from .mutations import KINDS, Mistakes, mutate
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from tensafe.training.losses.errors import Loc
@@ -48,21 +50,28 @@ class ConfigText(NamedTuple):
     kind: Kind | None = None
 
 
-def training_configs(*, valid: bool = True, depth: int = 2, extreme: bool = False) -> SearchStrategy[ConfigText]:
+def training_configs(
+    losses: Collection[str] | None = None, *, valid: bool = True, depth: int = 2, extreme: bool = False
+) -> SearchStrategy[ConfigText]:
     """Return a strategy of training configs: a section `loss`, a name or a mapping, and perhaps others, in any order.
 
-    The loss is any that is registered, with kwargs as `loss_kwargs` draws them and renames of its tensors.
+    The loss has kwargs as `loss_kwargs` draws them, and renames of its tensors.
 
     Shrinks to one line, with the name of the first loss.
 
     Args:
+        losses: Names of the losses it may be or hold; by default all that are registered.
         valid: Whether it is a good one. If not it has one mistake: of those of `invalid_loss_kwargs`, or in the spec
             around the kwargs (an unknown name, a misspelt, missing or misplaced key, a tensor that there is not), or
             the section itself is missing or misspelt.
         depth: How deep losses are nested at most; 0 is a loss that holds none.
         extreme: See `loss_kwargs`.
+
+    Raises:
+        UnknownLossError: A name is not known.
     """
-    good = _configs(Drawer(depth, extreme, inputs=True).specs())
+    among = None if losses is None else frozenset(losses)
+    good = _configs(Drawer(depth, extreme, inputs=True, among=among).specs())
     return good.map(lambda data: ConfigText(_as_yaml(data), data)) if valid else _spoilt(good)
 
 

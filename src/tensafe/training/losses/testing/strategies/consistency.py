@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tensafe.training.losses.errors import LossConfigError
 from tensafe.training.losses.guards import is_class, is_list, is_mapping
-from tensafe.training.losses.registry import get_registered_losses
+from tensafe.training.losses.registry import get_registered_losses, lookup
 from tensafe.training.losses.resolve import problems_in, resolve_loss
 from tensafe.training.losses.samples import sample_kwargs
 
@@ -71,15 +71,22 @@ def _take_back(kwargs: Any, loc: Loc) -> None:
         del kwargs[loc[-1]]  # type: ignore[union-attr,arg-type]  # a list or dict, since all of this was drawn
 
 
-def nestable_names(depth: int) -> tuple[str, ...]:
-    """Return the registered losses that are nested no deeper than that."""
-    return tuple(name for name, found in get_registered_losses().items() if depth > 0 or not _holds_losses(name, found))
+def nestable_names(depth: int, among: frozenset[str] | None) -> tuple[str, ...]:
+    """Return the registered losses, or some among them, that are nested no deeper than that."""
+    losses = get_registered_losses()
+    if among is not None:
+        losses = {name: lookup(name) for name in sorted(among)}
+    return tuple(name for name, found in losses.items() if depth > 0 or not _holds_losses(name, found))
 
 
-def fitting_names(shape: Shape, kwarg: str, depth: int) -> tuple[str, ...]:
-    """Return the registered losses that a loss accepts in a kwarg, each with the kwargs of its examples."""
-    fitting = _fitting if isinstance(shape.found, Hashable) else _fitting.__wrapped__
-    return tuple(name for name in nestable_names(depth) if name in fitting(shape.found, kwarg))
+def fitting_names(shape: Shape, kwarg: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those losses that a loss accepts in a kwarg, each with the kwargs of its examples."""
+    return tuple(name for name in names if _accepts(shape.found, kwarg, name, lookup(name)))
+
+
+def _accepts(holder: Any, kwarg: str, name: str, found: Any) -> bool:
+    hashable = isinstance(holder, Hashable) and isinstance(found, Hashable)
+    return (_fits if hashable else _fits.__wrapped__)(holder, kwarg, name, found)
 
 
 @cache
@@ -91,10 +98,8 @@ def _holds_losses(name: str, found: Any) -> bool:
 
 
 @cache
-def _fitting(found: Any, kwarg: str) -> frozenset[str]:
-    required = _examples(found)
-    specs = {name: {"type": name, "kwargs": _examples(loss)} for name, loss in get_registered_losses().items()}
-    return frozenset(name for name, spec in specs.items() if not problems_with(found, {**required, kwarg: spec}))
+def _fits(holder: Any, kwarg: str, name: str, found: Any) -> bool:
+    return not problems_with(holder, {**_examples(holder), kwarg: {"type": name, "kwargs": _examples(found)}})
 
 
 def _examples(found: Any) -> dict[str, Any]:

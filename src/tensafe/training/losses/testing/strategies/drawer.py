@@ -36,12 +36,14 @@ class Drawer(NamedTuple):
         depth: How deep losses may be nested from here.
         extreme: Whether numbers may be as large or small as they can.
         inputs: Whether specs rename tensors.
+        among: Names of the losses that specs are of; None for all that are registered.
         definitions: What the schemas refer to.
     """
 
     depth: int
     extreme: bool = False
     inputs: bool = False
+    among: frozenset[str] | None = None
     definitions: Mapping[str, JsonSchema] = _NONE
 
     def kwargs(self, shape: Shape) -> SearchStrategy[dict[str, Any]]:
@@ -54,13 +56,12 @@ class Drawer(NamedTuple):
         """Return values of one kwarg."""
         schema = shape.properties[name]
         if is_loss(schema):
-            return self.specs(fitting_names(shape, name, self.depth))
+            return self._one_of(fitting_names(shape, name, nestable_names(self.depth, self.among)))
         return self._replace(definitions=shape.definitions).values(schema)
 
-    def specs(self, names: tuple[str, ...] | None = None) -> SearchStrategy[Any]:
-        """Return specs of registered losses, by default of all that are not nested too deep."""
-        of_each = partial(_spec, self._replace(definitions=_NONE))
-        return st.sampled_from(nestable_names(self.depth) if names is None else names).flatmap(of_each)
+    def specs(self) -> SearchStrategy[Any]:
+        """Return specs of losses that are not nested too deep."""
+        return self._one_of(nestable_names(self.depth, self.among))
 
     def spec(self, name: str) -> SearchStrategy[Any]:
         """Return specs of one loss."""
@@ -77,6 +78,9 @@ class Drawer(NamedTuple):
     def values(self, schema: JsonSchema) -> SearchStrategy[Any]:
         """Return values that fit a schema."""
         return st.one_of(*(self._of_one_type(branch) for branch in as_branches(schema, self.definitions)))
+
+    def _one_of(self, names: tuple[str, ...]) -> SearchStrategy[Any]:
+        return st.sampled_from(names).flatmap(partial(_spec, self._replace(definitions=_NONE)))
 
     def _of_one_type(self, schema: JsonSchema) -> SearchStrategy[Any]:
         if is_loss(schema):
@@ -132,13 +136,15 @@ _BY_TYPE: Mapping[str, Callable[[Drawer, JsonSchema], SearchStrategy[Any]]] = {
 
 
 def _spec(drawer: Drawer, name: str) -> SearchStrategy[Any]:
-    return _spec_of(name, lookup(name), drawer.depth, drawer.extreme, drawer.inputs)
+    return _spec_of(name, lookup(name), drawer.depth, drawer.extreme, drawer.inputs, drawer.among)
 
 
 @cache
-def _spec_of(name: str, found: Any, depth: int, extreme: bool, inputs: bool) -> SearchStrategy[Any]:
+def _spec_of(
+    name: str, found: Any, depth: int, extreme: bool, inputs: bool, among: frozenset[str] | None
+) -> SearchStrategy[Any]:
     """Return specs of what is registered under a name now; hypothesis looks at each strategy only once."""
-    return Drawer(depth, extreme, inputs).spec(name)
+    return Drawer(depth, extreme, inputs, among).spec(name)
 
 
 def flat(spec: Any, beside: Mapping[str, Any]) -> Any:
