@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tensafe.training.losses.testing import describe_failure, verdict
+from tensafe.training.losses.testing.outcome import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,20 +110,16 @@ def _print_failures(conformed: Conformed) -> None:
     shown: dict[str, str] = {}
     for result in conformed.failures:
         call = result["input"]
+        seen = result.copy()
         if call is not None and call in shown:
-            seen: CheckResult = {**result, "input": f"# the same call as at {shown[call]}"}
-            typer.echo(f"\n{conformed.name}: {describe_failure(seen)}\n")
-            continue
-        if call is not None:
+            seen["input"] = f"# the same call as at {shown[call]}"
+        elif call is not None:
             shown[call] = result["check_name"]
-        typer.echo(f"\n{conformed.name}: {describe_failure(result)}\n")
+        typer.echo(f"\n{conformed.name}: {describe_failure(seen)}\n")
 
 
 def _as_text(exception: BaseException | None) -> str | None:
-    if exception is None:
-        return None
-    plain = isinstance(exception, AssertionError) or not isinstance(exception, Exception)
-    return str(exception) if plain else f"{type(exception).__name__}: {exception}"
+    return None if exception is None else in_words(exception)
 
 
 def _printable(text: str) -> str:

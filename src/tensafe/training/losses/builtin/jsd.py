@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from tensafe.training.losses.families.distillation import VocabularyDistillation
-from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from typing import Self
 
     from tensafe.training.losses.ops.divergence import Divergence
+    from tensafe.training.losses.traits import Traits
 
 _NEAR = 0.05
 
@@ -76,13 +76,7 @@ class JSD(VocabularyDistillation, name="jsd"):
         arXiv:2306.13649, equation 1.
     """
 
-    _traits: ClassVar[Traits] = Traits(
-        sample_independent=True,
-        non_negative=True,
-        zero_where_equal=("logits", "teacher_logits"),
-        shift_invariant=("logits", "teacher_logits"),
-        symmetric_in=(("logits", "teacher_logits"),),
-    )
+    _traits: ClassVar[Traits] = VocabularyDistillation._traits._replace(symmetric_in=(("logits", "teacher_logits"),))
 
     beta: float = Field(
         default=0.5, ge=0, le=1, description="Share of the teacher in the mixture; 0 is forward KL, 1 is reverse KL."

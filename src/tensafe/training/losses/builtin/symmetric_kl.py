@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tensafe.training.losses.families.distillation import VocabularyDistillation
-from tensafe.training.losses.traits import Traits
 
 if TYPE_CHECKING:
     from tensafe.training.losses.ops.divergence import Divergence
+    from tensafe.training.losses.traits import Traits
 
 
 class SymmetricKL(VocabularyDistillation, name="symmetric_kl"):
@@ -64,13 +64,7 @@ class SymmetricKL(VocabularyDistillation, name="symmetric_kl"):
         0.5.
     """
 
-    _traits: ClassVar[Traits] = Traits(
-        sample_independent=True,
-        non_negative=True,
-        zero_where_equal=("logits", "teacher_logits"),
-        shift_invariant=("logits", "teacher_logits"),
-        symmetric_in=(("logits", "teacher_logits"),),
-    )
+    _traits: ClassVar[Traits] = VocabularyDistillation._traits._replace(symmetric_in=(("logits", "teacher_logits"),))
 
     ratio: float = Field(default=0.5, ge=0, le=1, description="Weight of the forward KL; the rest is the reverse KL's.")
 

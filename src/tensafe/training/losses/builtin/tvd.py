@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tensafe.training.losses.families.distillation import VocabularyDistillation
-from tensafe.training.losses.traits import Traits
+
+if TYPE_CHECKING:
+    from tensafe.training.losses.traits import Traits
 
 
 class TVD(VocabularyDistillation, name="tvd"):
@@ -58,10 +60,4 @@ class TVD(VocabularyDistillation, name="tvd"):
     """
 
     _kind: ClassVar[Literal["forward_kl", "reverse_kl", "tvd"]] = "tvd"
-    _traits: ClassVar[Traits] = Traits(
-        sample_independent=True,
-        non_negative=True,
-        zero_where_equal=("logits", "teacher_logits"),
-        shift_invariant=("logits", "teacher_logits"),
-        symmetric_in=(("logits", "teacher_logits"),),
-    )
+    _traits: ClassVar[Traits] = VocabularyDistillation._traits._replace(symmetric_in=(("logits", "teacher_logits"),))

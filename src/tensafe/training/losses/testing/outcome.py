@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 if TYPE_CHECKING:
     from .trial import Trial
 
-__all__ = ["CheckFailedError", "CheckResult", "ConformanceError", "NotApplicable", "fail", "skip"]
+__all__ = [
+    "CheckFailedError",
+    "CheckResult",
+    "ConformanceError",
+    "NotApplicable",
+    "fail",
+    "first_line",
+    "in_words",
+    "skip",
+]
 
 Status = Literal["passed", "failed", "skipped", "xfail", "xpass"]
 
@@ -83,3 +92,13 @@ def fail(message: str, advice: str | None = None, trial: Trial | None = None) ->
 def skip(reason: str) -> NoReturn:
     """Leave the running check, which says nothing about this loss, for a reason that a person can act on."""
     raise NotApplicable(reason)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what was raised: what a check says of a loss as it is, of anything else its kind too."""
+    return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

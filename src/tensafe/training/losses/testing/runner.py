@@ -15,7 +15,7 @@ import torch
 
 from .catalogue import GROUPS, Check, find_check, select_checks
 from .info import LossInfo
-from .outcome import CheckResult, ConformanceError
+from .outcome import CheckResult, ConformanceError, in_words
 from .subject import Subject
 from .trial import LAST
 
@@ -183,7 +183,7 @@ def describe_failure(result: CheckResult) -> str:
     error = result["exception"]
     if error is None:
         return f"{result['check_name']}: passed, though it was expected to fail: {result['expected_to_fail_reason']}"
-    head = f"{result['check_name']}: {'' if isinstance(error, AssertionError) else f'{type(error).__name__}: '}{error}"
+    head = f"{result['check_name']}: {in_words(error)}"
     advice = f"\n  {result['advice']}" if result["advice"] else ""
     shown = "" if result["input"] is None else "\n" + textwrap.indent(result["input"], "    ")
     return f"{head}{advice}{shown}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensafe.training.losses.testing.aids.agreement import require_agreement
 from tensafe.training.losses.testing.catalogue import conformance_check
-from tensafe.training.losses.testing.outcome import fail
+from tensafe.training.losses.testing.outcome import fail, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -53,7 +53,7 @@ def _run(trial: Trial, where: str) -> Run:
     try:
         return trial.run()
     except Exception as error:
-        fail(f"{where} it raises {type(error).__name__}: {str(error).partition(chr(10))[0]}", trial=trial)
+        fail(f"{where} it raises {first_line(error)}", trial=trial)
 
 
 def _require_dtype(found: Run, trial: Trial) -> None:

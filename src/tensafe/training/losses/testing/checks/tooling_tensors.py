@@ -11,7 +11,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from tensafe.training.losses.testing.aids.agreement import require_agreement
 from tensafe.training.losses.testing.aids.process_group import one_rank_mesh
 from tensafe.training.losses.testing.catalogue import conformance_check
-from tensafe.training.losses.testing.outcome import fail, skip
+from tensafe.training.losses.testing.outcome import fail, first_line, skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ def check_tensor_subclass_and_parameter(subject: Subject) -> None:
         try:
             found = trial.run_on({key: wrap(leaf) for key, leaf in trial.leaves().items()})
         except Exception as error:
-            fail(f"given {what} it raises {_told(error)}", trial=trial)
+            fail(f"given {what} it raises {first_line(error)}", trial=trial)
         require_agreement(_mapped(found, _as_plain), expected, f"given {what}", trial)
 
 
@@ -64,9 +64,9 @@ def check_dtensor(subject: Subject) -> None:
             with implicit_replication():  # a tensor that the loss makes counts as one that every rank has
                 found = _mapped(spread.run_on(leaves), _as_whole)
         except NotImplementedError as error:
-            skip(f"torch has no rule for DTensor: {_told(error)}")
+            skip(f"torch has no rule for DTensor: {first_line(error)}")
         except Exception as error:
-            fail(f"given DTensors it raises {_told(error)}", trial=trial)
+            fail(f"given DTensors it raises {first_line(error)}", trial=trial)
     require_agreement(found, expected, "given DTensors", trial)
 
 
@@ -87,7 +87,3 @@ def _mapped(run: Run, change: Callable[[Any], Any]) -> Run:
     return run._replace(
         result=cast("LossReturn", result), gradients={key: change(grad) for key, grad in run.gradients.items()}
     )
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

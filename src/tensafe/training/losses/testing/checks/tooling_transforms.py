@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tensafe.training.losses.testing.aids.agreement import require_same_result
 from tensafe.training.losses.testing.catalogue import conformance_check
-from tensafe.training.losses.testing.outcome import fail, skip
+from tensafe.training.losses.testing.outcome import fail, first_line, skip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def check_vmap_and_func_grad(subject: Subject) -> None:
     try:
         gradients, values = torch.func.vmap(torch.func.grad_and_value(value), axes)(leaves, outputs, batch)
     except Exception as error:
-        fail(f"under torch.func it raises {type(error).__name__}: {str(error).partition(chr(10))[0]}", trial=first)
+        fail(f"under torch.func it raises {first_line(error)}", trial=first)
     for index, trial in enumerate(trials):
         expected = trial.run(first.loss)
         _require_close("the loss", values[index], expected.loss.sum(), trial)

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensafe.training.losses.testing.catalogue import conformance_check
-from tensafe.training.losses.testing.outcome import fail
+from tensafe.training.losses.testing.outcome import fail, first_line
 
 if TYPE_CHECKING:
     from tensafe.training.losses.testing.subject import Subject
@@ -37,7 +37,7 @@ def _on_meta(trial: Trial, where: str) -> Run:
     try:
         return trial.changed(lambda _, tensor: tensor.to("meta")).run()
     except Exception as error:
-        fail(f"on the meta device{where} it raises {_told(error)}", trial=trial)
+        fail(f"on the meta device{where} it raises {first_line(error)}", trial=trial)
 
 
 def _on_fakes(trial: Trial) -> Run:
@@ -45,7 +45,7 @@ def _on_fakes(trial: Trial) -> Run:
         with FakeTensorMode() as mode:
             return trial.changed(lambda _, tensor: mode.from_tensor(tensor)).run()
     except Exception as error:
-        fail(f"on fake tensors it raises {_told(error)}", trial=trial)
+        fail(f"on fake tensors it raises {first_line(error)}", trial=trial)
 
 
 def _on_cuda(trial: Trial, where: str) -> None:
@@ -56,7 +56,7 @@ def _on_cuda(trial: Trial, where: str) -> None:
     try:
         moved.run()
     except Exception as error:
-        fail(f"on a GPU{where} it raises {_told(error)}", trial=trial)
+        fail(f"on a GPU{where} it raises {first_line(error)}", trial=trial)
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
@@ -67,7 +67,3 @@ def _require_shapes(trial: Trial, expected: Run, found: Run, where: str) -> None
     for key, gradient in expected.gradients.items():
         if found.gradients[key].shape != gradient.shape:
             fail(f"{where} the gradient of {key} is {list(found.gradients[key].shape)}", trial=trial)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
