@@ -16,10 +16,10 @@ from tensafe.training.losses import (
     LossConfigError,
     LossInputError,
     TokenLoss,
-    get_registered_losses,
     resolve_loss,
 )
 from tensafe.training.losses.nested import innermost
+from tensafe.training.losses.registry import builtin_names
 from tensafe.training.losses.testing.subject import SIZES, Subject
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 CASES = [
     Case(name, mode)
-    for name in sorted(get_registered_losses())
+    for name in sorted(builtin_names())
     if name != "cosent"
     for mode in Subject(name).choices("reduction") or ("",)
 ]

@@ -86,6 +86,8 @@ def _divergence(name: str) -> LossInfo:
 
 def _policy(formula: Callable[[Kwargs], policy.Formula]) -> LossInfo:
     def refer(outputs: Side, batch: Side, **kwargs: Any) -> float:
+        if "segment_ids" in batch:
+            outputs, batch = _in_rows_of_their_own(outputs, batch)
         logps = outputs["logps"]
         others = [batch.get(name, logps) for name in ("old_logps", "ref_logps", "rollout_logps")]
         drawn = policy.Sampled(logps, batch["advantages"], batch["mask"], *others)
@@ -97,6 +99,20 @@ def _policy(formula: Callable[[Kwargs], policy.Formula]) -> LossInfo:
         return value / kwargs["max_length"] if normed else value
 
     return LossInfo(reference=refer)
+
+
+def _in_rows_of_their_own(outputs: Side, batch: Side) -> tuple[Side, Side]:
+    """Unpack rows of several sequences; what fills up does not count, since that is what the mask becomes there."""
+    batch = dict(batch)
+    ids = batch.pop("segment_ids")
+    places = [row == number for row in ids for number in row.unique()]
+    rows = [index for index, row in enumerate(ids) for _ in row.unique()]
+
+    def apart(tensor: Tensor) -> Tensor:
+        pieces = [tensor[row][place] for row, place in zip(rows, places, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+
+    return {key: apart(value) for key, value in outputs.items()}, {key: apart(value) for key, value in batch.items()}
 
 
 def _clipped(kwargs: Kwargs) -> policy.Formula:

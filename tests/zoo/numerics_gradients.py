@@ -80,13 +80,14 @@ class HonestDFT(DFT):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Float[Tensor, "*rows"] | None = None,
         sample_weights: Float[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the whole product, to be differentiated."""
         from tensafe.training.losses.ops.logps import logps
 
-        used, weights = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        used, weights, _ = self._targets(logits, labels, shift_labels, token_weights, sample_weights, segment_ids)
         log_p = logps(logits, used, ignore_index=self.ignore_index)
-        return Elements(-log_p.exp() * log_p, weights)
+        return Elements(-log_p.exp() * log_p, weights, segment_ids=segment_ids)
 
 
 class LeakyDPO(DPO):

@@ -194,18 +194,19 @@ class _Batch:
 
     def _counted(self, made: _Made) -> Tensor:
         try:
-            weights = self._weights(made)
+            elements = self._elements(made)
+            weights = self._weights(elements, made)
         except LossConfigError as error:
             try:
-                weights = self._weights(made._replace(kind=UnknownButConstants))
+                elements = self._elements(made._replace(kind=UnknownButConstants))
+                weights = self._weights(elements, made)
             except LossConfigError:
                 raise error from error.__cause__
         check_sequences(self.loss.name, weights, self.loss.reduction)
         wide = weights.to(torch.float64) if weights.is_floating_point() else weights
-        return torch.as_tensor(denominator(wide, self.loss.reduction)).to(torch.float64)
+        return torch.as_tensor(denominator(wide, self.loss.reduction, elements.segment_ids)).to(torch.float64)
 
-    def _weights(self, made: _Made) -> Tensor:
-        elements = self._elements(made)
+    def _weights(self, elements: Elements, made: _Made) -> Tensor:
         if elements.weights is None:
             values = elements.values() if callable(elements.values) else elements.values
             return torch.ones(values.shape, dtype=torch.float64, device=self.device)

@@ -10,9 +10,10 @@ from tensafe._lazy import torch
 from .check import compile_call, wake
 from .contract import Contract, read_contract
 from .errors import LossConfigError, LossInputError, Problem, config_error, make_error, near_miss, shorten
-from .explain import check_containers, explain, make_reader, what_there_is
+from .explain import check_containers, explain, make_reader, readable, what_there_is
+from .packing import PACKED
 from .protocol import COUNTS, read_signature
-from .reduction import MODES, WHOLE, Reduction, reduce_elements
+from .reduction import BY_SEQUENCE, MODES, WHOLE, Reduction, reduce_elements
 from .registry import is_registered
 from .returns import checked_return
 
@@ -220,10 +221,37 @@ class TypedLoss(_LossValue):
     ) -> LossReturn:
         try:
             elements, reduction = self._compute(*tensors), self._counted(batch, counts)
+            if reduction.mode in BY_SEQUENCE:
+                self._check_rows(elements, readable(batch))
             return reduce_elements(self.name, elements, reduction, with_metrics=self._with_metrics)
         except (LossInputError, IndexError, RuntimeError) as error:  # the reduction too runs what compute() returned
             self._raise_better(error, outputs, batch, tensors)
             raise
+
+    def _check_rows(self, elements: object, batch: Any) -> None:
+        """Refuse packed rows where a reduction by sequence would take each row for one sequence."""
+        if getattr(elements, "segment_ids", None) is not None:
+            return
+        for key in PACKED:
+            if batch.get(key) is not None:
+                raise self._packed(key)
+
+    def _packed(self, key: str) -> LossInputError:
+        if all(tensor.name != "segment_ids" for tensor in self.contract.tensors):
+            hint = "Use reduction mean, or let compute() take segment_ids and return Elements(..., segment_ids=...)."
+        elif key == "seq_idx":
+            hint = "Rename it: inputs: {segment_ids: seq_idx}."
+        else:
+            hint = "Pass segment_ids, which tensafe.distributed.segment_ids_from makes of cu_seqlens or position_ids."
+        return make_error(
+            LossInputError,
+            f"there is {key!r}, so rows hold several sequences; reduction {self.reduction.mode} would take each row "
+            "for one.",
+            code="packed-rows",
+            loss=self.name,
+            loc=("reduction",),
+            hint=hint,
+        )
 
     def _counted(self, batch: Any, counts: Mapping[str, Any] | None) -> Reduction:
         """Return the reduction with the denominators of this call, else of its batch."""

@@ -74,11 +74,13 @@ def call(self, outputs, batch, counts=None):
         return self._without_autocast(outputs, batch, ({tensors},), counts)
     try:
         elements = self._compute({tensors})
+        if not {scalars}:
+            self._check_rows(elements, from_batch)
         reduction = self.reduction
         if counts is not None or 'num_items_in_batch' in from_batch or 'num_sequences_in_batch' in from_batch:
             reduction = self._counted(batch, counts)
         elif {scalars} and type(elements) is Elements:
-            values, weights, metrics, dot = elements
+            values, weights, metrics, dot, _ = elements
             if weights is None and metrics is None and dot is None and isinstance(values, Tensor):
                 if values.dtype is float32 and values.ndim == 0:
                     return {{'loss': values, 'metrics': {{}}}}

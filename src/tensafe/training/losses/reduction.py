@@ -11,6 +11,7 @@ from tensafe._lazy import torch
 
 from .errors import LossConfigError, LossInputError, LossReturnError, make_error, shorten
 from .guards import is_list, is_mapping
+from .packing import count_sequences, sequence_totals
 from .types import Elements, LossReturn
 
 if TYPE_CHECKING:
@@ -18,13 +19,24 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["MODES", "WHOLE", "Reduction", "check_sequences", "coefficients", "denominator", "reduce_elements"]
+__all__ = [
+    "BY_SEQUENCE",
+    "MODES",
+    "WHOLE",
+    "Reduction",
+    "check_sequences",
+    "coefficients",
+    "denominator",
+    "reduce_elements",
+]
 
-_BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
+BY_SEQUENCE = frozenset({"sequence_mean", "sequence_sum", "sequence_sum_norm"})
+"""The modes that take each sequence for one."""
+
 WHOLE = frozenset({"none", "sum", "mean"})
 """The modes that take the values as a whole, and leave one that is a single number as it is."""
 
-MODES = WHOLE | _BY_SEQUENCE
+MODES = WHOLE | BY_SEQUENCE
 
 
 class Reduction(NamedTuple):
@@ -71,7 +83,7 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
             loss=owner,
             hint="Return Elements(values), unreduced.",
         )
-    values, weights, metrics, dot = elements
+    values, weights, metrics, dot, _ = elements
     if dot is not None and weights is None:
         raise make_error(LossReturnError, "Elements with dot must have weights.", code="elements-shape", loss=owner)
     if reduction.num_items is not None or reduction.num_sequences is not None:
@@ -90,38 +102,39 @@ def reduce_elements(owner: str, elements: object, reduction: Reduction, *, with_
     return {"loss": loss, "metrics": _average(metrics, weights) if with_metrics and metrics else {}}
 
 
-def coefficients(weights: Tensor, reduction: Reduction) -> Tensor:
+def coefficients(weights: Tensor, reduction: Reduction, segment_ids: Tensor | None = None) -> Tensor:
     r"""Return :math:`c` of :math:`\sum_i c_i v_i`, in the dtype of `weights`.
 
     Args:
         weights: Float, shaped like the values: what counts, and how much. The first axis is `batch`.
         reduction: Any mode but `none`; `sequence_*` need a second axis.
+        segment_ids: See `Elements`.
     """
     if reduction.mode == "sum":
         return weights
     given: Any = reduction.num_items if reduction.mode == "mean" else reduction.num_sequences
-    count: float | Tensor = denominator(weights, reduction) if given is None else given
+    count: float | Tensor = denominator(weights, reduction, segment_ids) if given is None else given
     scale = _inverse(count, weights)
     if reduction.mode == "mean":
         return weights * scale
     if reduction.max_length is not None:
         scale = scale / reduction.max_length
     if reduction.mode == "sequence_mean":
-        axes = tuple(range(1, weights.ndim - reduction.apart))
-        scale = scale * _inverse(weights.sum(axes, keepdim=True), weights)
+        scale = scale * _inverse(sequence_totals(weights, segment_ids, apart=reduction.apart), weights)
     return weights * scale
 
 
-def denominator(weights: Tensor, reduction: Reduction) -> Any:
+def denominator(weights: Tensor, reduction: Reduction, segment_ids: Tensor | None = None) -> Any:
     """Return what a batch by itself is divided by, a tensor: what a given count stands for, and is summed up from.
 
     Args:
         weights: What counts, and how much; see `coefficients`.
         reduction: How; None comes back where it divides by nothing.
+        segment_ids: See `Elements`.
     """
     if reduction.mode == "mean":
         return weights.reshape(-1, weights.shape[-1]).sum(0) if reduction.apart else weights.sum()
-    return (weights.flatten(1).sum(1) != 0).sum() if reduction.mode in _BY_SEQUENCE else None
+    return count_sequences(weights, segment_ids) if reduction.mode in BY_SEQUENCE else None
 
 
 def _together(reduction: Reduction, like: object) -> Reduction:
@@ -152,16 +165,19 @@ def _inverse(count: float | Tensor, like: Tensor) -> float | Tensor:
 
 
 def _dot(owner: str, elements: Elements, values: Tensor | Callable[[], Tensor], reduction: Reduction) -> Tensor:
-    weights = elements.weights
+    weights, segment_ids = elements.weights, elements.segment_ids
+    if segment_ids is not None:
+        _check_segments(owner, segment_ids, values if weights is None else weights, reduction)
     if callable(values):
         assert elements.dot is not None
         assert weights is not None
         check_sequences(owner, weights, reduction)
-        return elements.dot(coefficients(weights.to(torch.promote_types(weights.dtype, torch.float32)), reduction))
+        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        return elements.dot(coefficients(wide, reduction, segment_ids))
     check_sequences(owner, values, reduction)
     if weights is None:
-        return (values * coefficients(torch.ones_like(values), reduction)).sum()
-    factors = coefficients(weights.to(values.dtype), reduction)
+        return (values * coefficients(torch.ones_like(values), reduction, segment_ids)).sum()
+    factors = coefficients(weights.to(values.dtype), reduction, segment_ids)
     return (torch.where(weights != 0, values, 0.0) * factors).sum()
 
 
@@ -228,13 +244,25 @@ def _check_shaped_alike(owner: str, name: str, tensor: Any, values: Tensor) -> N
         )
 
 
+def _check_segments(owner: str, segment_ids: Any, like: Any, reduction: Reduction) -> None:
+    shape = like.shape[:-1] if reduction.apart else like.shape
+    if not isinstance(segment_ids, torch.Tensor) or segment_ids.shape != shape:
+        got = list(segment_ids.shape) if isinstance(segment_ids, torch.Tensor) else type(segment_ids).__name__
+        raise make_error(
+            LossReturnError,
+            f"segment_ids must be a tensor of integers, {list(shape)}, like the values; got {got}.",
+            code="elements-shape",
+            loss=owner,
+        )
+
+
 def _kind(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
     """Refuse a reduction by sequence of values that have but one axis."""
-    if reduction.mode in _BY_SEQUENCE and values.ndim < 2:
+    if reduction.mode in BY_SEQUENCE and values.ndim < 2:
         raise make_error(
             LossInputError,
             f"reduction {reduction.mode} averages over sequences, and these values have one axis.",
@@ -248,7 +276,7 @@ def check_sequences(owner: str, values: Tensor, reduction: Reduction) -> None:
 def _check_counts(owner: str, reduction: Reduction, like: object) -> None:
     for name, count, modes in (
         ("num_items_in_batch", reduction.num_items, frozenset({"mean"})),
-        ("num_sequences_in_batch", reduction.num_sequences, _BY_SEQUENCE),
+        ("num_sequences_in_batch", reduction.num_sequences, BY_SEQUENCE),
     ):
         if count is not None:
             if reduction.apart and name == "num_items_in_batch" and _is_several(count):

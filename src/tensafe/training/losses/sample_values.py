@@ -89,6 +89,8 @@ class Drawing(NamedTuple):
             return torch.ones(shape, dtype=torch.int64)
         if len(shape) > 2 and shape[-1] <= self.classes:  # several of one position, all different
             return self._uniform([*shape[:-1], self.classes]).topk(shape[-1]).indices
+        if spec.name == "segment_ids":  # now and then the next one begins
+            return (self._uniform(shape) < 1 / 3).cumsum(-1)
         ids = torch.randint(0, self.classes, shape, generator=self.generator)
         if self.ignore_index is not None and ids.ndim > 1 and spec.name.endswith("labels"):
             ids[:, : int(shape[1] * IGNORED_SHARE)] = self.ignore_index

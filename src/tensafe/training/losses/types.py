@@ -65,12 +65,15 @@ class Elements(NamedTuple):
         metrics: Unreduced tensors shaped like `values` (averaged with the same weights); 0-d tensors and numbers are
             passed on. `metrics={...} if self.metrics else None` saves making what is not wanted.
         dot: For a fused loss: `dot(c)` is `(c * values).sum()` without making `values`.
+        segment_ids: Where rows may hold several sequences: which of them each value belongs to, integers shaped like
+            `values`; the reductions by sequence take each for one. None takes each row for one.
     """
 
     values: "Tensor | Callable[[], Tensor]"
     weights: "Tensor | None" = None
     metrics: "Mapping[str, Tensor | float] | None" = None
     dot: "Callable[[Tensor], Tensor] | None" = None
+    segment_ids: "Tensor | None" = None
 
 
 class Leaner(NamedTuple):

@@ -32,6 +32,9 @@ class CEKD(Distillation, name="ce_kd"):
             `[batch seq vocab]` logits, position t is scored against label t + 1, and both terms are those of position
             t; the last position then does not count.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         alpha: Weight :math:`\alpha` of the teacher, in [0, 1]: 0 is `token_ce`, 1 is `forward_kl`.
         temperature: :math:`\tau` > 0, of the divergence alone; the cross-entropy is that of the logits as they are.
         scale_tau2: Whether the divergence is multiplied by :math:`\tau^2`, as in the paper, so that the balance of both
@@ -85,12 +88,13 @@ class CEKD(Distillation, name="ce_kd"):
         teacher_logits: Float[Tensor, "*rows vocab"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return both terms at each position, mixed; see the class."""
         from tensafe.training.losses.ops.cross_entropy import Formula, cross_entropy, cross_entropy_dot
         from tensafe.training.losses.ops.divergence import Divergence, divergence, divergence_dot
 
-        targets = self._aligned(logits, labels, shift_labels)
+        targets = self._aligned(logits, labels, shift_labels, segment_ids)
         if targets is None:
             raise missing_tensor("labels", "shift_labels")
         counts, teacher = targets != self.ignore_index, teacher_logits.detach()
@@ -108,7 +112,7 @@ class CEKD(Distillation, name="ce_kd"):
             from_labels = cross_entropy_dot(logits, targets, of_labels * coefficients, hard)
             return from_labels + divergence_dot(logits, teacher, of_teacher * coefficients, soft)
 
-        return self._elements(logits, counts, values, dot)
+        return self._elements(logits, counts, segment_ids, values, dot)
 
     def explain(
         self,
@@ -116,9 +120,10 @@ class CEKD(Distillation, name="ce_kd"):
         teacher_logits: Float[Tensor, "*rows vocab"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        targets = self._aligned(logits, labels, shift_labels)
+        targets = self._aligned(logits, labels, shift_labels, segment_ids)
         if targets is None:
             return None
         name = "labels" if shift_labels is None else "shift_labels"

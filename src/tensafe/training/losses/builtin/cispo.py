@@ -36,6 +36,8 @@ class CISPO(PolicyLoss, name="cispo"):
         rollout_logps: :math:`\log \pi^{roll}_t` as the engine that sampled saw them, same shape; needed with
             `rollout_ratio_max`, else not used.
         entropies: Entropy of the policy at each token, float `[batch seq]`, in nats; for the metric alone.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one, and advantages must be per token.
         ratio_max: :math:`r_{max}` > 0, the largest weight itself, not its distance from 1.
         ratio_min: :math:`r_{min}` in [0, ratio_max], the smallest; 0 is no bound.
         kl_coef: :math:`\beta` >= 0; 0 leaves the divergence out.

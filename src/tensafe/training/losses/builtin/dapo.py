@@ -26,6 +26,8 @@ class DAPO(ClippedPolicyLoss, name="dapo"):
         rollout_logps: :math:`\log \pi^{roll}_t` as the engine that sampled saw them, same shape; needed with
             `rollout_ratio_max`, else not used.
         entropies: Entropy of the policy at each token, float `[batch seq]`, in nats; for the metric alone.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one, and advantages must be per token.
         epsilon_low: :math:`\epsilon_l` in [0, 1); where A < 0, a ratio below 1 - epsilon_low has no gradient.
         epsilon_high: :math:`\epsilon_h` >= 0; where A > 0, a ratio above 1 + epsilon_high has no gradient.
         dual_clip: :math:`c` > 1 + epsilon_high; where A < 0, a ratio above it has no gradient either. None is no such

@@ -27,6 +27,9 @@ class DFT(TokenTargetLoss, name="dft"):
         token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels;
             aligned with the labels in use, and shifted with them. A label of weight 0 does not count.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         ignore_index: Label of a position that does not count.
         shift: Whether `labels` are shifted; false says that they are aligned with the logits already.
         reduction: See `TokenLoss`; `none` gives one value per label, 0 where it does not count.
@@ -76,15 +79,16 @@ class DFT(TokenTargetLoss, name="dft"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the value of each label; see the class."""
         from tensafe.training.losses.ops.logps import logps
 
-        used, weights = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        used, weights, _ = self._targets(logits, labels, shift_labels, token_weights, sample_weights, segment_ids)
         log_p = logps(logits, used, ignore_index=self.ignore_index)
         p = log_p.detach().exp()
         metrics = {**self._count(weights), "nll": -log_p, "probability": p} if self.metrics else None
-        return Elements(-p * log_p, weights, metrics)
+        return Elements(-p * log_p, weights, metrics, segment_ids=segment_ids)
 
     def explain(
         self,
@@ -93,6 +97,7 @@ class DFT(TokenTargetLoss, name="dft"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        return self._wrong_labels(logits, labels, shift_labels, logits.shape[-1])
+        return self._wrong_labels(logits, labels, shift_labels, segment_ids, logits.shape[-1])

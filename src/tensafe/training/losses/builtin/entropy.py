@@ -32,6 +32,9 @@ class Entropy(TokenTargetLoss, name="entropy"):
         token_weights: What the value of each position is multiplied by, floats or integers >= 0 shaped like the labels
             and shifted with `labels`; without these they are aligned with the logits.
         sample_weights: What all positions of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         coef: :math:`c` >= 0; at 0 the term is there for its metric alone.
         temperature: :math:`T` > 0, of the softmax.
         ignore_index: Label of a position that does not count.
@@ -78,12 +81,15 @@ class Entropy(TokenTargetLoss, name="entropy"):
         mask: Bool[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the value of each position; see the class."""
         from tensafe.training.losses.ops.logps import logps_and_entropy
 
-        weights = self._weights_by_position(logits, labels, shift_labels, mask, token_weights, sample_weights)
+        weights = self._weights_by_position(
+            logits, labels, shift_labels, mask, token_weights, sample_weights, segment_ids
+        )
         anything = torch.where(weights != 0, 0, -1)  # the entropy is that of every class
         _, entropy = logps_and_entropy(logits, anything, temperature=self.temperature, ignore_index=-1)
         metrics = {**self._count(weights), "entropy": entropy} if self.metrics else None
-        return Elements(-self.coef * entropy, weights, metrics)
+        return Elements(-self.coef * entropy, weights, metrics, segment_ids=segment_ids)

@@ -29,6 +29,9 @@ class Focal(TokenTargetLoss, name="focal"):
         token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels;
             aligned with the labels in use, and shifted with them. A label of weight 0 does not count.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         gamma: :math:`\gamma` >= 0, how fast likely tokens fade; 0 is plain cross-entropy.
         alpha: :math:`\alpha` in [0, 1], a factor of every token; None is 1.
         ignore_index: Label of a position that does not count.
@@ -75,17 +78,20 @@ class Focal(TokenTargetLoss, name="focal"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the value of each label; see the class."""
         from tensafe.training.losses.ops.logps import logps
 
-        used, weights = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        used, weights, _ = self._targets(logits, labels, shift_labels, token_weights, sample_weights, segment_ids)
         log_p = logps(logits, used, ignore_index=self.ignore_index)
         # of 0 ** gamma there is no gradient where gamma < 1
         rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         values = -(rest**self.gamma) * log_p
         metrics = {**self._count(weights), "nll": -log_p, "probability": log_p.exp()} if self.metrics else None
-        return Elements(values if self.alpha is None else self.alpha * values, weights, metrics)
+        return Elements(
+            values if self.alpha is None else self.alpha * values, weights, metrics, segment_ids=segment_ids
+        )
 
     def explain(
         self,
@@ -94,6 +100,7 @@ class Focal(TokenTargetLoss, name="focal"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        return self._wrong_labels(logits, labels, shift_labels, logits.shape[-1])
+        return self._wrong_labels(logits, labels, shift_labels, segment_ids, logits.shape[-1])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tensafe.training.losses.families.policy import ClippedPolicyLoss
+from tensafe.training.losses.packing import sequence_totals
 
 if TYPE_CHECKING:
     from tensafe.training.losses.families.policy import Surrogate, Tokens
@@ -32,6 +33,8 @@ class GSPO(ClippedPolicyLoss, name="gspo"):
         rollout_logps: :math:`\log \pi^{roll}_t` as the engine that sampled saw them, same shape; needed with
             `rollout_ratio_max`, else not used.
         entropies: Entropy of the policy at each token, float `[batch seq]`, in nats; for the metric alone.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Each has a ratio of its own; advantages must be per token.
         epsilon_low: :math:`\epsilon_l` in [0, 1); where A < 0, a sequence whose ratio is below 1 - epsilon_low has no
             gradient.
         epsilon_high: :math:`\epsilon_h` >= 0; where A > 0, one above 1 + epsilon_high has no gradient.
@@ -92,6 +95,7 @@ class GSPO(ClippedPolicyLoss, name="gspo"):
     )
 
     def _surrogate(self, tokens: Tokens) -> Surrogate:
-        lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
-        log_ratio = tokens.log_ratio.sum(1, keepdim=True) / lengths
+        counts = tokens.mask.to(tokens.log_ratio.dtype)
+        lengths = sequence_totals(counts, tokens.segment_ids).clamp(min=1)
+        log_ratio = sequence_totals(tokens.log_ratio, tokens.segment_ids) / lengths
         return super()._surrogate(tokens._replace(log_ratio=log_ratio.expand_as(tokens.log_ratio)))

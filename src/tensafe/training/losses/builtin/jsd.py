@@ -33,6 +33,9 @@ class JSD(VocabularyDistillation, name="jsd"):
             logits, position t counts when label t + 1 does, so that it is the predictions of counted tokens that are
             compared; the last position then does not count. None: every position counts.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         beta: Share :math:`\beta` of the teacher in the mixture, in [0, 1]. At the ends it is another loss: 0 is
             `forward_kl`, 1 is `reverse_kl`. There is a jump: inside (0, 1) the divergence and its gradient tend to 0
             towards either end, so that a value within 0.05 of an end gives a warning.

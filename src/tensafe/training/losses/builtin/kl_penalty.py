@@ -10,7 +10,7 @@ from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -25,6 +25,8 @@ class KLPenalty(KLTerm, name="kl_penalty"):
             `[batch seq]`, in nats, <= 0, aligned with the other tensors: nothing is shifted.
         ref_logps: :math:`\log \pi^{ref}_t` under the reference policy, same shape. It gets no gradient.
         mask: Which tokens count, bool `[batch seq]`. The others (prompt, padding) may hold anything, NaN too.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one.
         kl_estimator: `k1`, unbiased, of either sign; `k2`, biased, >= 0, with the gradient of the divergence; `k3`,
             unbiased, >= 0, with the gradient of the divergence the other way round; `k3+`, the value of k3 with the
             gradient of k2; `abs`, :math:`|D|`. The gradients are those of the mean over tokens that the policy itself
@@ -70,6 +72,7 @@ class KLPenalty(KLTerm, name="kl_penalty"):
         logps: Float[Tensor, "batch seq"],
         ref_logps: Float[Tensor, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Elements:
         """Return the estimate of each token; see the class."""
         from tensafe.training.losses.ops.kl_estimators import kl_estimate
@@ -77,4 +80,4 @@ class KLPenalty(KLTerm, name="kl_penalty"):
         # what does not count becomes 0 before anything that could make an infinity of it
         difference = torch.where(mask, logps - ref_logps.detach(), 0.0)
         kl = kl_estimate(difference, torch.zeros_like(difference), self.kl_estimator)
-        return Elements(kl, mask, {"kl": kl} if self.metrics else None)
+        return Elements(kl, mask, {"kl": kl} if self.metrics else None, segment_ids=segment_ids)

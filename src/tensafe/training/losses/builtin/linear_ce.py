@@ -44,6 +44,9 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         shift_labels: Labels that are aligned with the hidden states already; used instead of `labels`, never shifted.
         token_weights: What the loss of each label is multiplied by, as in `token_ce`.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         ignore_index: Label of a position that does not count.
         label_smoothing: :math:`\epsilon` in [0, 1]: 0 is plain cross-entropy, 1 is uniform targets.
         smoothing_formula: What :math:`\epsilon` is spread over, as in `token_ce`.
@@ -124,13 +127,14 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each label; see the class."""
         from tensafe.training.losses.ops.backends import backend
 
         if self.backend == "liger" and (token_weights is not None or sample_weights is not None):
             raise _no_weights("token_weights" if token_weights is not None else "sample_weights")
-        targets = self._targets(hidden_states, labels, shift_labels, token_weights, sample_weights)
+        targets = self._targets(hidden_states, labels, shift_labels, token_weights, sample_weights, segment_ids)
         vocab = lm_head_weight.shape[0]
         formula, class_weight = self._formula(vocab), self._class_weight(hidden_states, vocab)
         values, dot = backend(self.backend, hidden_states)
@@ -154,9 +158,10 @@ class LinearCE(TokenCrossEntropy, name="linear_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        return self._wrong_labels(hidden_states, labels, shift_labels, lm_head_weight.shape[0])
+        return self._wrong_labels(hidden_states, labels, shift_labels, segment_ids, lm_head_weight.shape[0])
 
 
 def _no_weights(name: str) -> LossInputError:

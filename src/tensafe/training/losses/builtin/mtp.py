@@ -32,6 +32,9 @@ class MTP(TokenTargetLoss, name="mtp"):
         token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels and
             shifted with them. A label of weight 0 does not count.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         weights: :math:`w`, a number >= 0 for each head; None is 1 for all.
         ignore_index: Label of a position that does not count.
         shift: Whether `labels` are shifted for head 0; false says that they are aligned with it already.
@@ -55,8 +58,8 @@ class MTP(TokenTargetLoss, name="mtp"):
     Note:
         `num_items_in_batch` is a list or tensor of one count per head, :math:`n_0, n_1, \dots` of the whole step, as
         `tensafe.distributed.count_items` gives it: what heads have to predict differs. One number divides the sums of
-        all heads, which is DeepSeek-V3's equation 24 where it is the count of head 0. Head k looks past the end of a
-        document that is packed with others: its first 1 + k labels must be ignored for nothing to be predicted across.
+        all heads, which is DeepSeek-V3's equation 24 where it is the count of head 0. Without
+        `segment_ids`, head k looks past the end of a sequence that is packed with others.
 
     Example:
         >>> import torch
@@ -86,18 +89,19 @@ class MTP(TokenTargetLoss, name="mtp"):
         shift_labels: Int[Tensor, "batch seq"] | None = None,
         token_weights: Num[Tensor, "batch seq"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each head at each position; see the class."""
         from tensafe.training.losses.ops.cross_entropy import cross_entropy
         from tensafe.training.losses.ops.row_scores import Formula
 
-        used, counts = self._ahead(
-            logits, self._targets(logits[:, :, 0], labels, shift_labels, token_weights, sample_weights)
+        used, counts, _ = self._ahead(
+            logits, self._targets(logits[:, :, 0], labels, shift_labels, token_weights, sample_weights, segment_ids)
         )
         values = cross_entropy(logits, used, Formula(self.ignore_index))
         metrics = _by_head(values.detach(), counts) if self.metrics else None
         of_head = self._weight_of_heads(counts)
-        return Elements(values * of_head, torch.where(of_head != 0, counts, 0.0), metrics)
+        return Elements(values * of_head, torch.where(of_head != 0, counts, 0.0), metrics, segment_ids=segment_ids)
 
     def explain(
         self,
@@ -106,20 +110,22 @@ class MTP(TokenTargetLoss, name="mtp"):
         shift_labels: Int[Tensor, "batch seq"] | None = None,
         token_weights: Num[Tensor, "batch seq"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        return self._wrong_labels(logits[:, :, 0], labels, shift_labels, logits.shape[-1])
+        return self._wrong_labels(logits[:, :, 0], labels, shift_labels, segment_ids, logits.shape[-1])
 
     def _ahead(self, logits: Tensor, targets: Targets) -> Targets:
         """Return labels and weights of each head, `[batch seq k]`, from those of head 0."""
         from tensafe.training.losses.ops.cross_entropy import shift_left
         from tensafe.training.losses.ops.lean import compute_dtype
 
-        heads = range(logits.shape[2])
+        heads, segment_ids = range(logits.shape[2]), targets.segment_ids
         weights = targets.weights.to(compute_dtype(logits.dtype))
         return Targets(
-            torch.stack([shift_left(targets.labels, self.ignore_index, head) for head in heads], -1),
-            torch.stack([shift_left(weights, 0, head) for head in heads], -1),
+            torch.stack([shift_left(targets.labels, self.ignore_index, head, segment_ids) for head in heads], -1),
+            torch.stack([shift_left(weights, 0, head, segment_ids) for head in heads], -1),
+            segment_ids,
         )
 
     def _weight_of_heads(self, counts: Tensor) -> Tensor:

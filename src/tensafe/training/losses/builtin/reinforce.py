@@ -30,6 +30,8 @@ class Reinforce(PolicyLoss, name="reinforce"):
         rollout_logps: :math:`\log \pi^{roll}_t` as the engine that sampled saw them, same shape; needed with
             `rollout_ratio_max`, else not used.
         entropies: Entropy of the policy at each token, float `[batch seq]`, in nats; for the metric alone.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one, and advantages must be per token.
         kl_coef: :math:`\beta` >= 0; 0 leaves the divergence out.
         kl_estimator: :math:`k`, of :math:`D = \log \pi - \log \pi^{ref}`: see `kl_penalty`. `k1` warns where `kl_coef`
             > 0.

@@ -21,6 +21,9 @@ class ReverseKL(VocabularyDistillation, name="reverse_kl"):
             logits, position t counts when label t + 1 does, so that it is the predictions of counted tokens that are
             compared; the last position then does not count. None: every position counts.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         temperature: :math:`\tau` > 0. Above 1 both distributions are softer, so that unlikely tokens weigh more;
             towards 0 only the likeliest one is left of each.
         scale_tau2: Whether the values are multiplied by :math:`\tau^2`, which keeps the size of the gradient when the

@@ -33,6 +33,8 @@ class SAPO(PolicyLoss, name="sapo"):
         rollout_logps: :math:`\log \pi^{roll}_t` as the engine that sampled saw them, same shape; needed with
             `rollout_ratio_max`, else not used.
         entropies: Entropy of the policy at each token, float `[batch seq]`, in nats; for the metric alone.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one, and advantages must be per token.
         temperature_positive: :math:`\tau_{pos}` > 0; the larger, the sooner the gradient fades. At r = 1 it is that of
             the plain ratio, whatever the temperature.
         temperature_negative: :math:`\tau_{neg}` > 0, of advantages that are not positive.

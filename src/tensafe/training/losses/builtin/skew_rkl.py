@@ -26,6 +26,9 @@ class SkewRKL(VocabularyDistillation, name="skew_rkl"):
             logits, position t counts when label t + 1 does, so that it is the predictions of counted tokens that are
             compared; the last position then does not count. None: every position counts.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         alpha: Share :math:`\alpha` of the student's own distribution in the mixture, in (0, 1): towards 0 it is
             `reverse_kl`, towards 1 it vanishes.
         temperature: :math:`\tau` > 0. Above 1 both distributions are softer, so that unlikely tokens weigh more;

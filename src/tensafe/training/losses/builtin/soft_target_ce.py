@@ -37,6 +37,9 @@ class SoftTargetCE(TokenTargetLoss, name="soft_target_ce"):
         token_weights: What the value of each position is multiplied by, floats or integers >= 0 shaped like the labels
             and shifted with `labels`; without these they are aligned with the logits.
         sample_weights: What all positions of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         renormalise: Whether each row of `target_probs` is divided by its sum first, which must be above 0; a row of
             zeros then does not count.
         check_targets: Whether rows that count and do not add up to 1 (within 0.01) are refused; only on a CPU in eager
@@ -93,12 +96,15 @@ class SoftTargetCE(TokenTargetLoss, name="soft_target_ce"):
         mask: Bool[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the value of each position; see the class."""
         from tensafe.training.losses.ops.lean import is_plain
         from tensafe.training.losses.ops.soft_cross_entropy import soft_cross_entropy
 
-        weights = self._weights_by_position(logits, labels, shift_labels, mask, token_weights, sample_weights)
+        weights = self._weights_by_position(
+            logits, labels, shift_labels, mask, token_weights, sample_weights, segment_ids
+        )
         values, mass = soft_cross_entropy(logits, target_probs, counts=weights != 0)
         if self.renormalise:
             has_mass = mass > 0
@@ -106,7 +112,8 @@ class SoftTargetCE(TokenTargetLoss, name="soft_target_ce"):
             weights = weights * has_mass
         elif self.check_targets and not is_plain(mass) and mass.is_cpu:
             _check_mass(mass, weights)
-        return Elements(values, weights, {**self._count(weights), "target_mass": mass} if self.metrics else None)
+        metrics = {**self._count(weights), "target_mass": mass} if self.metrics else None
+        return Elements(values, weights, metrics, segment_ids=segment_ids)
 
 
 def _check_mass(mass: Tensor, weights: Tensor) -> None:

@@ -40,6 +40,9 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels;
             aligned with the labels in use, and shifted with them. A label of weight 0 does not count.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         ignore_index: Label of a position that does not count.
         label_smoothing: :math:`\epsilon` in [0, 1]: 0 is plain cross-entropy, 1 is uniform targets.
         smoothing_formula: `pytorch` spreads :math:`\epsilon` over all classes, as in the formula; `megatron` over the
@@ -109,9 +112,10 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the cross-entropy of each label; see the class."""
-        targets = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        targets = self._targets(logits, labels, shift_labels, token_weights, sample_weights, segment_ids)
         return self._of_logits(logits, targets, overwrite_logits=self.overwrite_logits)
 
     def explain(
@@ -121,6 +125,7 @@ class TokenCE(TokenCrossEntropy, name="token_ce"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which labels are out of range."""
-        return self._wrong_labels(logits, labels, shift_labels, logits.shape[-1])
+        return self._wrong_labels(logits, labels, shift_labels, segment_ids, logits.shape[-1])

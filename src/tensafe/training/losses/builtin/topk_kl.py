@@ -45,6 +45,9 @@ class TopKKL(Distillation, name="topk_kl"):
             logits, position t counts when label t + 1 does; the teacher's entries are aligned with the logits and never
             shifted. None: every position counts.
         shift_labels: Labels that are aligned with the logits already; used instead of `labels` and never shifted.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         tail: What becomes of the tokens that are not given; see above. `bucket` loses least: the student learns how
             much mass to leave for them. With `drop` more mass on the given ones than the teacher has there is better
             still, and the loss may be negative. `renormalise_teacher` wants all mass on the given ones, so that it is
@@ -105,15 +108,17 @@ class TopKKL(Distillation, name="topk_kl"):
         teacher_logps: Float[Tensor, "*rows k"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the divergence at each position; see the class."""
         from tensafe.training.losses.ops.topk_divergence import TopK, topk_divergence, topk_divergence_dot
 
-        counts, scale = self._counts(logits, labels, shift_labels), self._scale
+        counts, scale = self._counts(logits, labels, shift_labels, segment_ids), self._scale
         given, formula = (logits, teacher_ids, teacher_logps.detach()), TopK(self.tail, self.temperature)
         return self._elements(
             logits,
             counts,
+            segment_ids,
             lambda: scale * topk_divergence(*given, formula, counts=counts),
             lambda c: topk_divergence_dot(*given, scale * c, formula),
         )
@@ -125,7 +130,8 @@ class TopKKL(Distillation, name="topk_kl"):
         teacher_logps: Float[Tensor, "*rows k"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which ids are out of range."""
-        given = (teacher_logps != -float("inf")) & self._counts(logits, labels, shift_labels).unsqueeze(-1)
+        given = (teacher_logps != -float("inf")) & self._counts(logits, labels, shift_labels, segment_ids).unsqueeze(-1)
         return wrong_ids("teacher_ids", teacher_ids, logits.shape[-1], counts=given)

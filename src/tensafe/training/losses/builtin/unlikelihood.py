@@ -33,6 +33,9 @@ class Unlikelihood(TokenTargetLoss, name="unlikelihood"):
         token_weights: What the loss of each label is multiplied by, floats or integers >= 0 shaped like the labels;
             aligned with the labels in use, and shifted with them. A label of weight 0 does not count.
         sample_weights: What all labels of a sequence are multiplied by, `[batch]`; on top of `token_weights`.
+        segment_ids: Which sequence of a packed row each position belongs to, integers shaped like the labels: equal
+            numbers are one sequence. Nothing is predicted across two, and reductions by sequence take each for one.
+            `shift_labels` are used as they are.
         alpha: :math:`\alpha` >= 0, weight of the negatives; 0 is plain cross-entropy.
         over_negatives: `sum`, as in the formula, or `mean` over those that count.
         ignore_index: Label of a position that does not count.
@@ -83,17 +86,18 @@ class Unlikelihood(TokenTargetLoss, name="unlikelihood"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the value of each label; see the class."""
         from tensafe.training.losses.ops.unlikelihood import logps_and_unlikelihood
 
-        used, weights = self._targets(logits, labels, shift_labels, token_weights, sample_weights)
+        used, weights, _ = self._targets(logits, labels, shift_labels, token_weights, sample_weights, segment_ids)
         negatives = self._aligned_negatives(logits, negative_labels, shift_labels)
         log_p, costs = logps_and_unlikelihood(
             logits, used, negatives, ignore_index=self.ignore_index, mean=self.over_negatives == "mean"
         )
         metrics = {**self._count(weights), "nll": -log_p, "unlikelihood": costs} if self.metrics else None
-        return Elements(self.alpha * costs - log_p, weights, metrics)
+        return Elements(self.alpha * costs - log_p, weights, metrics, segment_ids=segment_ids)
 
     def explain(
         self,
@@ -103,10 +107,11 @@ class Unlikelihood(TokenTargetLoss, name="unlikelihood"):
         shift_labels: Int[Tensor, "*rows"] | None = None,
         token_weights: Num[Tensor, "*rows"] | None = None,
         sample_weights: Num[Tensor, " batch"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> str | None:
         """Say which ids are out of range."""
         vocab = logits.shape[-1]
-        wrong = self._wrong_labels(logits, labels, shift_labels, vocab)
+        wrong = self._wrong_labels(logits, labels, shift_labels, segment_ids, vocab)
         negatives = self._aligned_negatives(logits, negative_labels, shift_labels)
         return wrong or wrong_ids("negative_labels", negatives, vocab, ignore_index=self.ignore_index)
 

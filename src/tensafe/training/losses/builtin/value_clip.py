@@ -13,7 +13,7 @@ from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -29,6 +29,8 @@ class ValueClip(PolicyTerm, name="value_clip"):
         mask: Which tokens count, bool `[batch seq]`. The others (prompt, padding) may hold anything, NaN too.
         old_values: Estimates :math:`v^{old}` at the time of sampling, same shape; needed unless `epsilon` is None. They
             get no gradient.
+        segment_ids: Which sequence of a packed row each token belongs to, integers `[batch seq]`: equal numbers are one
+            sequence. Reductions by sequence take each for one.
         epsilon: :math:`\epsilon` > 0, in units of the returns; None is no clip, half the squared error.
         reduction: See `TokenLoss`; `none` gives one value per token.
         max_length: See `TokenLoss`.
@@ -70,13 +72,14 @@ class ValueClip(PolicyTerm, name="value_clip"):
         returns: Float[Tensor, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
         old_values: Float[Tensor, "batch seq"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Elements:
         """Return the loss of each token; see the class."""
         returns = returns.detach()
         error = torch.where(mask, values - returns, 0.0)
         metrics = {"value_mean": values, "return_mean": returns} if self.metrics else {}
         if self.epsilon is None:
-            return Elements(0.5 * error.square(), mask, metrics or None)
+            return Elements(0.5 * error.square(), mask, metrics or None, segment_ids=segment_ids)
         if old_values is None:
             raise missing_tensor("old_values")
         old = torch.where(mask, old_values.detach(), 0.0)
@@ -84,4 +87,5 @@ class ValueClip(PolicyTerm, name="value_clip"):
         clipped_error = torch.where(mask, clipped - returns, 0.0)
         if self.metrics:
             metrics["clip_fraction"] = clipped_error.square() > error.square()
-        return Elements(0.5 * torch.maximum(error.square(), clipped_error.square()), mask, metrics or None)
+        larger = torch.maximum(error.square(), clipped_error.square())
+        return Elements(0.5 * larger, mask, metrics or None, segment_ids=segment_ids)

@@ -46,27 +46,39 @@ class Distillation(TokenLoss):
         """What the divergence is multiplied by."""
         return self.temperature**2 if self.scale_tau2 else 1.0
 
-    def _aligned(self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None) -> Tensor | None:
+    def _aligned(
+        self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, segment_ids: Tensor | None
+    ) -> Tensor | None:
         """Return the label of each position of the logits, if there are any."""
         from tensafe.training.losses.ops.cross_entropy import shift_left
 
         if shift_labels is not None or labels is None:
             return shift_labels
-        return shift_left(labels, self.ignore_index) if self.shift and logits.ndim > 2 else labels
+        if not self.shift or logits.ndim <= 2:
+            return labels
+        return shift_left(labels, self.ignore_index, segment_ids=segment_ids)
 
-    def _counts(self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
+    def _counts(
+        self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, segment_ids: Tensor | None
+    ) -> Tensor:
         """Return which positions count: without labels, all of them."""
-        aligned = self._aligned(logits, labels, shift_labels)
+        aligned = self._aligned(logits, labels, shift_labels, segment_ids)
         if aligned is None:
             return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         return aligned != self.ignore_index
 
     def _elements(
-        self, logits: Tensor, counts: Tensor, values: Callable[[], Tensor], dot: Callable[[Tensor], Tensor]
+        self,
+        logits: Tensor,
+        counts: Tensor,
+        segment_ids: Tensor | None,
+        values: Callable[[], Tensor],
+        dot: Callable[[Tensor], Tensor],
     ) -> Elements:
         """Return fused elements: coefficients are made in the dtype of the weights, which bool leaves at float32."""
         weights = counts.to(torch.float64) if logits.dtype is torch.float64 else counts
-        return Elements(values, weights, {"num_tokens": counts.sum()} if self.metrics else None, dot)
+        metrics = {"num_tokens": counts.sum()} if self.metrics else None
+        return Elements(values, weights, metrics, dot, segment_ids)
 
 
 class VocabularyDistillation(Distillation):
@@ -93,15 +105,17 @@ class VocabularyDistillation(Distillation):
         teacher_logits: Float[Tensor, "*rows vocab"],
         labels: Int[Tensor, "*rows"] | None = None,
         shift_labels: Int[Tensor, "*rows"] | None = None,
+        segment_ids: Int[Tensor, "*rows"] | None = None,
     ) -> Elements:
         """Return the divergence at each position; see the class."""
         from tensafe.training.losses.ops.divergence import divergence, divergence_dot
 
-        counts, teacher = self._counts(logits, labels, shift_labels), teacher_logits.detach()
+        counts, teacher = self._counts(logits, labels, shift_labels, segment_ids), teacher_logits.detach()
         formula, scale = self._divergence, self._scale
         return self._elements(
             logits,
             counts,
+            segment_ids,
             lambda: scale * divergence(logits, teacher, formula, counts=counts),
             lambda c: divergence_dot(logits, teacher, scale * c, formula),
         )

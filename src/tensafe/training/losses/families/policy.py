@@ -18,7 +18,7 @@ from tensafe.training.losses.types import Elements
 if TYPE_CHECKING:
     from typing import Self
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 __all__ = ["ClippedPolicyLoss", "KLTerm", "PolicyLoss", "PolicyTerm", "Surrogate", "Tokens"]
@@ -32,12 +32,14 @@ class Tokens(NamedTuple):
         log_ratio: How far they lie above those under the old policy.
         advantages: Advantage of each token.
         mask: Which tokens count.
+        segment_ids: Which sequence of a packed row each belongs to; None where each row is one.
     """
 
     logps: Tensor
     log_ratio: Tensor
     advantages: Tensor
     mask: Tensor
+    segment_ids: Tensor | None
 
     @property
     def ratio(self) -> Tensor:
@@ -134,14 +136,16 @@ class PolicyLoss(KLTerm):
         ref_logps: Float[Tensor, "batch seq"] | None = None,
         rollout_logps: Float[Tensor, "batch seq"] | None = None,
         entropies: Float[Tensor, "batch seq"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Elements:
         """Return the loss of each token; see the class."""
         old = (logps if old_logps is None else old_logps).detach()
         tokens = Tokens(
             torch.where(mask, logps, 0.0),
             torch.where(mask, logps - old, 0.0),
-            torch.where(mask, _per_token(advantages, logps).detach(), 0.0),
+            torch.where(mask, _per_token(advantages, logps, segment_ids).detach(), 0.0),
             mask,
+            segment_ids,
         )
         surrogate = self._surrogate(tokens)
         values, kl = surrogate.values, self._divergence(tokens, ref_logps)
@@ -150,7 +154,8 @@ class PolicyLoss(KLTerm):
             values = values * weight
             kl = kl * weight if kl is not None and self.kl_rollout_weighted else kl
         metrics = _metrics(tokens, surrogate, kl, entropies) if self.metrics else None
-        return Elements(values if kl is None else values + self.kl_coef * kl, mask, metrics)
+        total = values if kl is None else values + self.kl_coef * kl
+        return Elements(total, mask, metrics, segment_ids=segment_ids)
 
     def _divergence(self, tokens: Tokens, ref_logps: Tensor | None) -> Tensor | None:
         from tensafe.training.losses.ops.kl_estimators import kl_estimate
@@ -200,9 +205,17 @@ class ClippedPolicyLoss(PolicyLoss):
         return Surrogate(values, ratio, clipped)
 
 
-def _per_token(advantages: Tensor, logps: Tensor) -> Tensor:
+def _per_token(advantages: Tensor, logps: Tensor, segment_ids: Tensor | None) -> Tensor:
     """Return the advantage of each token; that of a sequence is shared by all its tokens."""
     if advantages.ndim == 1:
+        if segment_ids is not None:
+            raise make_error(
+                LossInputError,
+                "'advantages' are one per row, and rows with 'segment_ids' hold several sequences.",
+                code="packed-rows",
+                loc=("advantages",),
+                hint="Pass one per token.",
+            )
         return advantages.unsqueeze(1).expand_as(logps)
     if advantages.shape != logps.shape:
         batch, seq = (operator.index(size) for size in logps.shape)

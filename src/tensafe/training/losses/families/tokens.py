@@ -11,6 +11,7 @@ from tensafe.training.losses.errors import LossInputError, make_error, missing_t
 from tensafe.training.losses.families.ids import wrong_ids
 from tensafe.training.losses.guards import is_list
 from tensafe.training.losses.loss import TokenLoss
+from tensafe.training.losses.packing import sequence_totals
 from tensafe.training.losses.traits import Traits
 from tensafe.training.losses.types import Elements
 
@@ -42,10 +43,12 @@ class Targets(NamedTuple):
     Attributes:
         labels: Target ids; `ignore_index` where a position does not count, or counts with a weight of 0.
         weights: How much it counts: bool, or float where there are weights (or the logits are float64).
+        segment_ids: Which sequence of a packed row it belongs to; None where each row is one.
     """
 
     labels: Tensor
     weights: Tensor
+    segment_ids: Tensor | None
 
 
 class TokenTargetLoss(TokenLoss):
@@ -67,16 +70,18 @@ class TokenTargetLoss(TokenLoss):
         shift_labels: Tensor | None,
         token_weights: Tensor | None,
         sample_weights: Tensor | None,
+        segment_ids: Tensor | None,
     ) -> Targets:
         """Return what the logits or hidden states that are scored, `[*rows _]`, are scored against."""
-        used = self._aligned(scored, labels, shift_labels)
+        used = self._aligned(scored, labels, shift_labels, segment_ids)
         counts = used != self.ignore_index
         if token_weights is None and sample_weights is None:
             # coefficients are made in the dtype of the weights, which bool leaves at float32
-            return Targets(used, counts.to(torch.float64) if scored.dtype is torch.float64 else counts)
+            return Targets(used, counts.to(torch.float64) if scored.dtype is torch.float64 else counts, segment_ids)
         shifts = self._shifts(scored, shift_labels)
+        _check_sample_weights(sample_weights, counts, segment_ids)
         weights = _weights(scored, counts, token_weights, sample_weights, shifts=shifts)
-        return Targets(torch.where(weights != 0, used, self.ignore_index), weights)
+        return Targets(torch.where(weights != 0, used, self.ignore_index), weights, segment_ids)
 
     def _weights_by_position(
         self,
@@ -86,16 +91,20 @@ class TokenTargetLoss(TokenLoss):
         mask: Tensor | None,
         token_weights: Tensor | None,
         sample_weights: Tensor | None,
+        segment_ids: Tensor | None,
     ) -> Tensor:
         """Return the weights alone, for a loss that takes no targets from the labels; without labels all counts."""
         has_labels = labels is not None or shift_labels is not None
         counts = torch.ones(scored.shape[:-1], dtype=torch.bool, device=scored.device) if mask is None else mask
         if has_labels:
-            counts = counts & (self._aligned(scored, labels, shift_labels) != self.ignore_index)
+            counts = counts & (self._aligned(scored, labels, shift_labels, segment_ids) != self.ignore_index)
         shifts = has_labels and self._shifts(scored, shift_labels)
+        _check_sample_weights(sample_weights, counts, segment_ids)
         return _weights(scored, counts, token_weights, sample_weights, shifts=shifts)
 
-    def _aligned(self, scored: Tensor, labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
+    def _aligned(
+        self, scored: Tensor, labels: Tensor | None, shift_labels: Tensor | None, segment_ids: Tensor | None
+    ) -> Tensor:
         """Return the label of each position of the logits or hidden states, `[*rows _]`, that are scored."""
         from tensafe.training.losses.ops.cross_entropy import shift_left
 
@@ -103,7 +112,9 @@ class TokenTargetLoss(TokenLoss):
             return shift_labels
         if labels is None:
             raise missing_tensor("labels", "shift_labels")
-        return shift_left(labels, self.ignore_index) if self._shifts(scored, shift_labels) else labels
+        if not self._shifts(scored, shift_labels):
+            return labels
+        return shift_left(labels, self.ignore_index, segment_ids=segment_ids)
 
     def _shifts(self, scored: Tensor, shift_labels: Tensor | None) -> bool:
         return self.shift and shift_labels is None and scored.ndim > 2
@@ -113,11 +124,16 @@ class TokenTargetLoss(TokenLoss):
         return {"num_tokens": (weights if weights.dtype is torch.bool else weights != 0).sum()}
 
     def _wrong_labels(
-        self, scored: Tensor, labels: Tensor | None, shift_labels: Tensor | None, vocab: int
+        self,
+        scored: Tensor,
+        labels: Tensor | None,
+        shift_labels: Tensor | None,
+        segment_ids: Tensor | None,
+        vocab: int,
     ) -> str | None:
         """Say which labels are out of range, for `explain`."""
         name = "labels" if shift_labels is None else "shift_labels"
-        aligned = self._aligned(scored, labels, shift_labels)
+        aligned = self._aligned(scored, labels, shift_labels, segment_ids)
         return wrong_ids(name, aligned, vocab, ignore_index=self.ignore_index)
 
 
@@ -170,21 +186,22 @@ class TokenCrossEntropy(TokenTargetLoss):
         """Return fused elements of values in which the class weights are."""
         from tensafe.training.losses.ops.sharding import as_peer
 
-        labels, weights = targets
+        labels, weights, segment_ids = targets
         metrics = self._count(weights) if self.metrics else None
         if class_weight is None or self.reduction not in {"mean", "sequence_mean"}:
-            return Elements(values, weights, metrics, dot)
+            return Elements(values, weights, metrics, dot, segment_ids)
         # torch's mean divides by the class weights of the labels. What the values are to be multiplied by is the rest
         # of a coefficient: of one and the same number for all, or for each sequence, since 0 / 0 would lose it.
         divisors = weights * as_peer(class_weight, labels)[torch.where(weights != 0, labels, 0)]
-        axes = tuple(range(0 if self.reduction == "mean" else 1, divisors.ndim))
+
+        def total(of: Tensor) -> Tensor:
+            return of.sum() if self.reduction == "mean" else sequence_totals(of, segment_ids)
 
         def dot_of_divisors(coefficients: Tensor) -> Tensor:
-            total = divisors.sum(axes, keepdim=True)
-            share = coefficients.sum(axes, keepdim=True) / torch.where(total == 0, 1.0, total)
-            return dot(weights * share)
+            divisor = total(divisors)
+            return dot(weights * (total(coefficients) / torch.where(divisor == 0, 1.0, divisor)))
 
-        return Elements(values, divisors, metrics, dot_of_divisors)
+        return Elements(values, divisors, metrics, dot_of_divisors, segment_ids)
 
     def _of_logits(self, logits: Tensor, targets: Targets, *, overwrite_logits: bool = False) -> Elements:
         """Return the cross-entropy of each label."""
@@ -236,15 +253,29 @@ def _weights(
         aligned = shift_left(peers, 0) if shifts else peers
         weights = torch.where(counts, aligned.to(dtype), 0.0)
     if sample_weights is not None:
-        if sample_weights.shape != counts.shape[:1]:  # the axis of the batch is the first of any number of axes
-            raise make_error(
-                LossInputError,
-                f"'sample_weights' must be float[batch] with batch={counts.shape[0] if counts.ndim else None} "
-                f"(the first axis of the labels); got [{', '.join(map(str, sample_weights.shape))}].",
-                code="shape-mismatch",
-                loc=("sample_weights",),
-                hint="Pass one weight per sequence.",
-            )
         by_sample = as_peer(sample_weights, counts).to(dtype).reshape(-1, *[1] * (counts.ndim - 1))
         weights = torch.where(counts, weights * by_sample, 0.0)
     return weights
+
+
+def _check_sample_weights(sample_weights: Tensor | None, counts: Tensor, segment_ids: Tensor | None) -> None:
+    """Refuse weights of samples that are not one for each."""
+    if sample_weights is None:
+        return
+    if segment_ids is not None:
+        raise make_error(
+            LossInputError,
+            "'sample_weights' are one per row, and rows with 'segment_ids' hold several samples.",
+            code="packed-rows",
+            loc=("sample_weights",),
+            hint="Pass token_weights, one per token.",
+        )
+    if sample_weights.shape != counts.shape[:1]:  # the axis of the batch is the first of any number of axes
+        raise make_error(
+            LossInputError,
+            f"'sample_weights' must be float[batch] with batch={counts.shape[0] if counts.ndim else None} "
+            f"(the first axis of the labels); got [{', '.join(map(str, sample_weights.shape))}].",
+            code="shape-mismatch",
+            loc=("sample_weights",),
+            hint="Pass one weight per sequence.",
+        )

@@ -150,12 +150,22 @@ def plain_cross_entropy(
     return values
 
 
-def shift_left(labels: Num[Tensor, "*batch seq"], fill: int, steps: int = 1) -> Num[Tensor, "*batch seq"]:
+def shift_left(
+    labels: Num[Tensor, "*batch seq"],
+    fill: int,
+    steps: int = 1,
+    segment_ids: Int[Tensor, "*batch seq"] | None = None,
+) -> Num[Tensor, "*batch seq"]:
     """Return labels, or weights of theirs, moved to the left: position t then holds what belongs to t + `steps`.
 
-    Shifting the labels rather than the logits leaves the large tensor as it is; the last positions get `fill`.
+    Shifting the labels rather than the logits leaves the large tensor as it is. The last positions get `fill`, and so
+    do those from which `steps` lead into another sequence of a packed row.
     """
-    return F.pad(labels, (0, steps), value=fill)[..., steps:]
+    shifted = F.pad(labels, (0, steps), value=fill)[..., steps:]
+    if segment_ids is None:
+        return shifted
+    ids = as_peer(segment_ids, labels)
+    return torch.where(F.pad(ids, (0, steps))[..., steps:] == ids, shifted, fill)
 
 
 def _eager_cross_entropy(logits: Tensor, labels: Tensor, formula: Formula, class_weight: Tensor | None) -> Tensor:
