@@ -164,6 +164,17 @@ def test_compiled_it_is_one_graph_that_agrees_with_eager() -> None:
     torch.testing.assert_close(compiled({"logits": logits}, batch)["loss"], loss_fn({"logits": logits}, batch)["loss"])
 
 
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3)])
+@pytest.mark.parametrize("mode", ["sequence_mean", "sequence_sum"])
+def test_of_no_tokens_there_are_no_sequences(
+    shape: tuple[int, int], mode: Literal["sequence_mean", "sequence_sum"]
+) -> None:
+    batch = {key: torch.zeros(shape, dtype=torch.int64) for key in ("labels", "segment_ids")}
+    assert resolve_loss("token_ce", reduction=mode)({"logits": torch.zeros(*shape, VOCAB)}, batch)["loss"] == 0
+    outputs = {"logits": torch.zeros(*shape, 2, VOCAB)}
+    assert resolve_loss("mtp", reduction=mode)(outputs, batch)["loss"] == 0
+
+
 # What is refused
 
 PLAIN: dict[str, Any] = {"labels": torch.tensor([[1, 2]])}

@@ -42,6 +42,6 @@ def _totals(weights: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of each sequence, `[batch n k]`, and where along the second axis that of each place is."""
     ids = segment_ids.flatten(1).contiguous()
     first = torch.searchsorted(ids.sort(1).values, ids)  # a number below n for each id of a row, whatever the ids are
-    addends = weights.reshape(*ids.shape, -1)
+    addends = weights.reshape(*ids.shape, weights.shape[segment_ids.ndim :].numel())
     places = first.unsqueeze(2).expand_as(addends)
     return torch.zeros_like(addends).scatter_add(1, places, addends), places
