@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-__all__ = ["gradient_scale", "largest_of_ranks", "sum_over_ranks"]
+__all__ = ["all_gather", "device_for", "gradient_scale", "largest_of_ranks", "sum_over_ranks"]
 
 _ON_CPU = ("gloo", "mpi", "ucc")
 
@@ -52,13 +52,24 @@ def largest_of_ranks(numbers: Tensor, group: ProcessGroup | None = None) -> Tens
     return _reduced(numbers, dist.ReduceOp.MAX, group)
 
 
+def all_gather(into: Tensor, part: Tensor, group: ProcessGroup | None) -> None:
+    """Write what all ranks give, equally long and flat, one after the other into a tensor."""
+    distributed: Any = dist
+    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # its older name
+    gather(into, part, group)
+
+
+def device_for(device: torch.device, group: ProcessGroup | None) -> torch.device:
+    """Return where what is on a device must be for a collective: on the accelerator if the CPU has none."""
+    if device.type == "cpu" and not any(backend in dist.get_backend(group) for backend in _ON_CPU):
+        return torch.accelerator.current_accelerator() or device
+    return device
+
+
 def _reduced(numbers: Tensor, operation: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:
     if gradient_scale(group) == 1:
         return numbers
-    device = numbers.device
-    if device.type == "cpu" and not any(backend in dist.get_backend(group) for backend in _ON_CPU):
-        device = torch.accelerator.current_accelerator() or device
-    total = numbers.detach().to(device, copy=True)
+    total = numbers.detach().to(device_for(numbers.device, group), copy=True)
     dist.all_reduce(total, operation, group)  # pyright: ignore[reportUnknownMemberType]
     return total
 

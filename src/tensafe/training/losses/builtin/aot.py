@@ -57,7 +57,8 @@ class AOT(GainLoss, name="aot"):
     Note:
         The loss couples the pairs of a batch: cutting it into micro-batches changes it, and per-sample gradient
         clipping (DP-SGD) does not bound its sensitivity. One pair alone gives `cdpo`. Values of reduction `none` stand
-        where the pair of :math:`m` does. Equal to TRL's `loss_type="aot"`, whose default `label_smoothing` is 0 too.
+        where the pair of :math:`m` does. Equal to TRL's `loss_type="aot"`, whose default `label_smoothing` is 0 too. To
+        compare the samples of all ranks, call it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

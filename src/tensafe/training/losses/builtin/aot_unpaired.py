@@ -57,7 +57,8 @@ class AOTUnpaired(GainLoss, name="aot_unpaired"):
         Chosen and rejected completions need not belong to the same prompts, but there must be as many of either. The
         loss couples the pairs of a batch: cutting it into micro-batches changes it, and per-sample gradient clipping
         (DP-SGD) does not bound its sensitivity. One pair alone gives `cdpo`. Values of reduction `none` stand where the
-        chosen completion does. Equal to TRL's `loss_type="aot_unpaired"`, whose default `label_smoothing` is 0 too.
+        chosen completion does. Equal to TRL's `loss_type="aot_unpaired"`, whose default `label_smoothing` is 0 too. To
+        compare the samples of all ranks, call it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -41,7 +41,8 @@ class BatchHardTriplet(EmbeddingLoss, name="batch_hard_triplet"):
     Note:
         Equal to sentence-transformers' `BatchHardTripletLoss`, whose margin is 5 and whose distance is `euclidean`,
         where every class has two members and there are two classes; it also averages over embeddings without a triplet.
-        The samples of a batch are compared with each other, so the loss is no sum over samples.
+        The samples of a batch are compared with each other, so the loss is no sum over samples. To compare the samples
+        of all ranks, call it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

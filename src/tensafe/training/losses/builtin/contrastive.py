@@ -45,7 +45,9 @@ class Contrastive(InBatchLoss, name="contrastive"):
         The samples of a batch are each other's negatives, so the loss is no sum over samples: cutting a batch into
         micro-batches changes it, and per-sample gradient clipping (DP-SGD) does not bound its sensitivity.
         Without negatives and margin it is pytorch-metric-learning's `NTXentLoss` with a `CosineSimilarity`, between the
-        two sides and averaged over both directions, and the loss of CLIP.
+        two sides and averaged over both directions, and the loss of CLIP. To compare the samples of all ranks, call it
+        with `tensafe.distributed.gather_rows` of the embeddings, or with DTensors that are `Shard(0)`: each rank then
+        scores its own rows alone.
 
     Example:
         >>> import torch

@@ -40,7 +40,8 @@ class CoSENT(Loss, name="cosent"):
     Note:
         Equal to CoSENTLoss of sentence-transformers, which makes the cosines itself. The samples of a batch are
         compared with each other, so the loss is no sum over samples: cutting a batch into micro-batches changes it, and
-        per-sample gradient clipping (DP-SGD) does not bound its sensitivity.
+        per-sample gradient clipping (DP-SGD) does not bound its sensitivity. To compare the samples of all ranks, call
+        it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -54,7 +54,8 @@ class KTO(ElementLoss, name="kto"):
         Equal to TRL's `KTOTrainer` with `loss_type="kto"`; without :math:`z`, to its `loss_type="apo_zero_unpaired"`
         and to Liger's. TRL averages :math:`z` over ranks; here it is that of this batch, so the completions of a batch
         are coupled by it (without a gradient), and micro-batches change it. Where one class is rarer than the
-        other, the paper raises its weight until both sum to about the same.
+        other, the paper raises its weight until both sum to about the same. To compare the samples of all ranks, call
+        it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -46,6 +46,8 @@ class MultipleNegatives(InBatchLoss, name="multiple_negatives"):
         that with its directions `query_to_doc` and `doc_to_query`, each with a softmax of its own. `contrastive` is the
         same loss with a temperature, a margin, and both directions. The samples of a batch are each other's negatives,
         so cutting a batch into micro-batches changes it, and a partner that also fits another anchor counts as wrong.
+        To compare the samples of all ranks, call it with `tensafe.distributed.gather_rows` of the embeddings, or with
+        DTensors that are `Shard(0)`: each rank then scores its own rows alone.
 
     Example:
         >>> import torch

@@ -40,7 +40,8 @@ class NTXent(EmbeddingLoss, name="nt_xent"):
     Note:
         Equal to pytorch-metric-learning's `NTXentLoss` on both views with one label per sample. `contrastive` compares
         a view with those of the other kind alone. The samples of a batch are each other's negatives, so the loss is no
-        sum over samples: cutting a batch into micro-batches changes it. It holds `[2 batch, 2 batch]` similarities.
+        sum over samples: cutting a batch into micro-batches changes it. It holds `[2 batch, 2 batch]` similarities. To
+        compare the samples of all ranks, call it with `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -43,7 +43,8 @@ class SigLIP(EmbeddingLoss, name="siglip"):
 
     Note:
         The samples of a batch are each other's negatives, but each pair is judged by itself: there is no softmax. The
-        matrix of all pairs is made, and kept for the gradient.
+        matrix of all pairs is made, and kept for the gradient. To compare the samples of all ranks, call it with
+        `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -43,7 +43,8 @@ class SupCon(EmbeddingLoss, name="supcon"):
     Note:
         Equal to pytorch-metric-learning's `SupConLoss` with temperature 0.1. The samples of a batch are each other's
         negatives, so the loss is no sum over samples: cutting a batch into micro-batches changes it. It holds
-        `[batch, batch]` similarities.
+        `[batch, batch]` similarities. To compare the samples of all ranks, call it with
+        `tensafe.distributed.gather_rows` of outputs and batch.
 
     Example:
         >>> import torch

@@ -30,8 +30,14 @@ class InBatchLoss(EmbeddingLoss):
         self, a: Tensor, b: Tensor, negatives: Tensor | None, *, temperature: float, margin: float, symmetric: bool
     ) -> Elements:
         """Return InfoNCE of similarities `a @ b.T`; `negatives` `[batch k hidden]` are candidates of every row."""
-        from tensafe.training.losses.ops.info_nce import info_nce, info_nce_dot
+        from tensafe.training.losses.ops.info_nce import Scores, info_nce, info_nce_dot
+        from tensafe.training.losses.ops.spread_info_nce import SpreadPairs, layout_of
 
+        metrics = {"positive_similarity": (a * b).detach().sum(1)} if self.metrics else None
+        weights, layout = torch.ones_like(a[:, 0]), layout_of(a, b, negatives)
+        if layout is not None:
+            pairs = SpreadPairs(a, b, negatives, Scores(temperature, margin, symmetric), layout)
+            return Elements(pairs.values, weights, metrics, pairs.dot)
         candidates = b if negatives is None else torch.cat([b, negatives.flatten(0, 1)])
 
         def values() -> Tensor:
@@ -42,8 +48,7 @@ class InBatchLoss(EmbeddingLoss):
                 a, candidates, coefficients, temperature=temperature, margin=margin, symmetric=symmetric
             )
 
-        metrics = {"positive_similarity": (a * b).detach().sum(1)} if self.metrics else None
-        return Elements(values, torch.ones_like(a[:, 0]), metrics, dot)
+        return Elements(values, weights, metrics, dot)
 
 
 class JudgedPairs(EmbeddingLoss):

@@ -14,10 +14,10 @@ from .lean import compute_dtype, is_lean, rows_per_chunk
 from .row_scores import exponentiate
 from .rowwise import slices
 
-__all__ = ["info_nce", "info_nce_dot"]
+__all__ = ["Part", "Scores", "Side", "go_over", "info_nce", "info_nce_dot"]
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """How similarities are scored."""
 
     temperature: float
@@ -49,7 +49,7 @@ def info_nce(
     Returns:
         Values in nats, float32 (float64 for float64).
     """
-    fused, dtype = _InfoNCE(_Scores(temperature, margin, symmetric)), compute_dtype(a.dtype)
+    fused, dtype = _InfoNCE(Scores(temperature, margin, symmetric)), compute_dtype(a.dtype)
     a, b = a.to(dtype), b.to(dtype)
     lean = is_lean(a.shape[0] * b.shape[0], a, b)
     return (results(fused, a, b) if lean else fused.plain(a, b))[0]
@@ -77,7 +77,7 @@ def info_nce_dot(
     Returns:
         The sum, 0-d, in the dtype of the values.
     """
-    fused, dtype = _InfoNCE(_Scores(temperature, margin, symmetric)), compute_dtype(a.dtype)
+    fused, dtype = _InfoNCE(Scores(temperature, margin, symmetric)), compute_dtype(a.dtype)
     factors = coefficients.detach().to(dtype)
     a, b = a.to(dtype), b.to(dtype)
     if is_lean(a.shape[0] * b.shape[0], a, b):
@@ -88,14 +88,16 @@ def info_nce_dot(
 class _InfoNCE(Fused):
     """The operation on two sides."""
 
-    def __init__(self, scores: _Scores) -> None:
+    def __init__(self, scores: Scores) -> None:
         self._scores = scores
 
     def run(
         self, inputs: Sequence[Any], upstream: Sequence[Tensor] | None, wanted: Sequence[bool]
     ) -> tuple[tuple[Tensor, ...], Sequence[Tensor | None]]:
         """Go over the rows of the score matrix."""
-        values, gradients = _go_over(inputs, self._scores, None if upstream is None else upstream[0], wanted)
+        rows = inputs[0].shape[0]
+        given = None if upstream is None else upstream[0]
+        values, gradients = go_over(inputs, self._scores, given, wanted, Part(0, rows, rows))
         return (values,), gradients
 
     def plain(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -112,58 +114,100 @@ class _InfoNCE(Fused):
         return ((forth + torch.logsumexp(scaled[:, : a.shape[0]], 0) - positive) / 2,)
 
 
-class _Side:
-    """Largest score and sum of exponentials over one axis: `[batch 1]` of the rows, `[1 batch]` of the columns."""
+class Side:
+    """Largest score and sum of exponentials over one axis: `[batch 1]` of the rows, `[1 batch]` of the columns.
+
+    Args:
+        shape: Of both.
+        like: Has their dtype and device.
+    """
 
     def __init__(self, shape: tuple[int, int], like: Tensor) -> None:
         self.largest = torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)
         self.total = torch.zeros(shape, dtype=like.dtype, device=like.device)
 
-    def values(self, positive: Tensor) -> Tensor:
-        return (self.largest.view(-1) - positive) + self.total.view(-1).log()
+    def values(self, positive: Tensor, own: slice = slice(None)) -> Tensor:
+        """Return the cross-entropy of each row, or of some columns, against the partner."""
+        return (self.largest.view(-1)[own] - positive) + self.total.view(-1)[own].log()
 
 
-def _go_over(
-    sides: Sequence[Tensor], scores: _Scores, upstream: Tensor | None, wanted: Sequence[bool]
+class Part:
+    """Which part of the score matrix is here: all of it, where no other rank has rows too.
+
+    Attributes:
+        start: How many rows other ranks have before those that are here.
+        rows: How many are here.
+        partners: How many rows there are on all ranks.
+    """
+
+    def __init__(self, start: int, rows: int, partners: int) -> None:
+        self.start, self.rows, self.partners = start, rows, partners
+
+    @property
+    def own(self) -> slice:
+        """The partners of the rows that are here."""
+        return slice(self.start, self.start + self.rows)
+
+    def share(self, columns: Side) -> None:
+        """Turn what is known of the columns into what all ranks know of them."""
+
+    def of_all(self, upstream: Tensor) -> Tensor:
+        """Return what comes down to the values of all rows."""
+        return upstream
+
+
+def go_over(
+    sides: Sequence[Tensor], scores: Scores, upstream: Tensor | None, wanted: Sequence[bool], part: Part
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Return the values of the rows that are here, and the gradients of both sides.
+
+    Args:
+        sides: The rows that are here, and all candidates, partners first.
+        scores: How similarities are scored.
+        upstream: What comes down to each value; None where no gradient is wanted.
+        wanted: Whether the gradient of each side is wanted. That of the candidates is what these rows add to it.
+        part: Which rows are here.
+    """
     a, b = sides
-    count = a.shape[0]
-    rows, columns = _Side((count, 1), a), _Side((1, count), a)
-    positive = torch.empty(count, dtype=a.dtype, device=a.device)
+    rows, columns = Side((part.rows, 1), a), Side((1, part.partners), a)
+    positive = torch.empty(part.rows, dtype=a.dtype, device=a.device)
     into = tuple(torch.zeros_like(side) if is_wanted else None for side, is_wanted in zip((a, b), wanted, strict=True))
-    for at, scored, scratch in _chunks(a, b, scores):
-        positive[at] = scored.diagonal(at.start)
+    for at, scored, scratch in _chunks(a, b, scores, part):
+        positive[at] = scored.diagonal(part.start + at.start)
         rows.largest[at] = scored.amax(1, keepdim=True)
         if scores.symmetric:
-            _add_to_columns(columns, scored[:, :count], scratch)
+            _add_to_columns(columns, scored[:, : part.partners], scratch)
         exponentiate(scored.sub_(rows.largest[at]), scored)
         rows.total[at] = scored.sum(1, keepdim=True)
         if upstream is not None and not scores.symmetric:
             scored.mul_(upstream[at].unsqueeze(1) / rows.total[at])
-            scored.diagonal(at.start).sub_(upstream[at])
+            scored.diagonal(part.start + at.start).sub_(upstream[at])
             _add_products(into, scored, a, b, at, scores)
     scored = scratch = positive  # lets go of their room, before there is another
-    if upstream is not None and scores.symmetric:  # the sums over columns are known only now
-        _differentiate_both(into, a, b, scores, (rows, columns), upstream)
     forth = rows.values(positive)
-    return (forth + columns.values(positive)) / 2 if scores.symmetric else forth, into
+    if not scores.symmetric:
+        return forth, into
+    part.share(columns)
+    if upstream is not None:  # the sums over columns are known only now
+        _differentiate_both(into, a, b, scores, (rows, columns), upstream, part)
+    return (forth + columns.values(positive, part.own)) / 2, into
 
 
-def _chunks(a: Tensor, b: Tensor, scores: _Scores) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _chunks(a: Tensor, b: Tensor, scores: Scores, part: Part) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield a slice, its rows of the score matrix, and room for those of the partners if both directions are wanted."""
     count, width = a.shape[0], b.shape[0]
     step = rows_per_chunk(count, width, a.device)
     room = torch.empty((step, width), dtype=a.dtype, device=a.device)
-    scratch = torch.empty((step, count), dtype=a.dtype, device=a.device) if scores.symmetric else room
+    scratch = torch.empty((step, part.partners), dtype=a.dtype, device=a.device) if scores.symmetric else room
     for at in slices(0, count, step):
         scored = room[: at.stop - at.start]
         torch.addmm(scored, a[at], b.T, beta=0, alpha=1 / scores.temperature, out=scored)
         if scores.margin:
-            scored.diagonal(at.start).sub_(scores.margin / scores.temperature)
+            scored.diagonal(part.start + at.start).sub_(scores.margin / scores.temperature)
         yield at, scored, scratch[: at.stop - at.start]
 
 
-def _add_to_columns(columns: _Side, scored: Tensor, scratch: Tensor) -> None:
+def _add_to_columns(columns: Side, scored: Tensor, scratch: Tensor) -> None:
     largest = torch.maximum(columns.largest, scored.amax(0, keepdim=True))
     columns.total.mul_((columns.largest - largest).exp())
     columns.total.add_(exponentiate(torch.sub(scored, largest, out=scratch), scratch).sum(0, keepdim=True))
@@ -174,21 +218,23 @@ def _differentiate_both(
     into: Sequence[Tensor | None],
     a: Tensor,
     b: Tensor,
-    scores: _Scores,
-    sides: tuple[_Side, _Side],
+    scores: Scores,
+    sides: tuple[Side, Side],
     upstream: Tensor,
+    part: Part,
 ) -> None:
     rows, columns = sides
-    for at, scored, scratch in _chunks(a, b, scores):
-        partners = scored[:, : a.shape[0]]
-        exponentiate(torch.sub(partners, columns.largest, out=scratch), scratch).mul_(upstream / (2 * columns.total))
+    of_columns = part.of_all(upstream) / (2 * columns.total)
+    for at, scored, scratch in _chunks(a, b, scores, part):
+        partners = scored[:, : part.partners]
+        exponentiate(torch.sub(partners, columns.largest, out=scratch), scratch).mul_(of_columns)
         exponentiate(scored.sub_(rows.largest[at]), scored).mul_(upstream[at].unsqueeze(1) / (2 * rows.total[at]))
-        partners.add_(scratch).diagonal(at.start).sub_(upstream[at])
+        partners.add_(scratch).diagonal(part.start + at.start).sub_(upstream[at])
         _add_products(into, scored, a, b, at, scores)
 
 
 def _add_products(
-    into: Sequence[Tensor | None], of_scores: Tensor, a: Tensor, b: Tensor, at: slice, scores: _Scores
+    into: Sequence[Tensor | None], of_scores: Tensor, a: Tensor, b: Tensor, at: slice, scores: Scores
 ) -> None:
     of_a, of_b = into
     if of_a is not None:
