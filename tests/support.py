@@ -46,6 +46,6 @@ def run_child(code: str, *paths: Path, arguments: tuple[str, ...] = ()) -> str:
     """Run code in a fresh interpreter, with warnings as errors, and return what it prints."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (SOURCE, *paths)))}
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -40,6 +41,12 @@ def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "200"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
+    """Run an example as a script, in this process: a fresh one spends most of its time on importing torch."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
 
 
 def records_of(log: Path) -> list[dict[str, Any]]:
@@ -88,12 +95,11 @@ SMALL = (  # less to learn, and fewer completions of it
 )
 
 
-def test_rlvr_raises_the_reward_and_leaves_a_log_and_a_figure(tmp_path: Path) -> None:
+def test_rlvr_raises_the_reward_and_leaves_a_log_and_a_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = edited(tmp_path, *SMALL, config="train_rlvr.yaml")
-    done = run_example(
-        "examples/train_rlvr.py", "--config", str(file), "--steps", "12", "--out", str(tmp_path / "rlvr")
-    )
-    assert done.returncode == 0, done.stderr
+    run_here(monkeypatch, "train_rlvr.py", "--config", str(file), "--steps", "12", "--out", str(tmp_path / "rlvr"))
     records = records_of(tmp_path / "rlvr" / "log.jsonl")
     assert len(series(records, "loss")) == len(series(records, "reward")) == 12
     for key in ("greedy_reward", "sampled_reward"):
@@ -103,11 +109,13 @@ def test_rlvr_raises_the_reward_and_leaves_a_log_and_a_figure(tmp_path: Path) ->
     metrics = [record["metrics"] for record in records if "metrics" in record]
     assert all(values["approx_kl"] > 0 for values in metrics)
     assert any(values["clip_fraction"] > 0 for values in metrics)
-    assert "reward, held out, sampled" in done.stdout
+    assert "reward, held out, sampled" in capsys.readouterr().out
     assert (tmp_path / "rlvr" / "reward.png").exists() is HAS_MATPLOTLIB
 
 
-def test_dpo_tells_held_out_pairs_apart_and_leaves_a_log_and_a_figure(tmp_path: Path) -> None:
+def test_dpo_tells_held_out_pairs_apart_and_leaves_a_log_and_a_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     edits = [
         ("longest: 5", "longest: 3"),
         ("  steps: 300\n  batch", "  steps: 120\n  batch"),
@@ -115,8 +123,7 @@ def test_dpo_tells_held_out_pairs_apart_and_leaves_a_log_and_a_figure(tmp_path: 
         ("learning_rate: 5e-4", "learning_rate: 1e-3"),
     ]
     file = edited(tmp_path, *edits, config="train_dpo.yaml")
-    done = run_example("examples/train_dpo.py", "--config", str(file), "--steps", "40", "--out", str(tmp_path / "dpo"))
-    assert done.returncode == 0, done.stderr
+    run_here(monkeypatch, "train_dpo.py", "--config", str(file), "--steps", "40", "--out", str(tmp_path / "dpo"))
     records = records_of(tmp_path / "dpo" / "log.jsonl")
     losses = series(records, "loss")
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # ln 2: the policy is the reference
@@ -125,15 +132,17 @@ def test_dpo_tells_held_out_pairs_apart_and_leaves_a_log_and_a_figure(tmp_path: 
     assert before == 0.5
     assert after > 0.65
     assert series(records, "sorted")[-1] > series(records, "sorted")[0]
-    assert "accuracy, gain over reference" in done.stdout
+    assert "accuracy, gain over reference" in capsys.readouterr().out
     assert (tmp_path / "dpo" / "accuracy.png").exists() is HAS_MATPLOTLIB
 
 
-def test_the_custom_loss_is_refused_then_allowed_then_trained_with(tmp_path: Path) -> None:
-    done = run_example("examples/custom_loss.py", "--steps", "20", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_the_custom_loss_is_refused_then_allowed_then_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(monkeypatch, "custom_loss.py", "--steps", "20", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
     for part in ("not allowed here", "--allow my_losses", "did you mean entropy_weight?", "got 'pad'", "look swapped"):
-        assert part in done.stdout
+        assert part in printed
     records = records_of(tmp_path / "log.jsonl")
     losses = series(records, "loss")
     assert losses[-1] < losses[0] - 1

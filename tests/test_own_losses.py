@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
-from own_losses import run_command, write_project
+from own_losses import run_here, write_project
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_each_mistake_is_one_error_at_its_place(
 
 def test_the_printed_schema_is_the_written_one(project: Path) -> None:
     written = (project / "schemas" / "training_config.json").read_text("utf-8")
-    assert json.loads(run_command(project, "schema", "--import", "my_package.losses")) == json.loads(written)
-    alone = json.loads(run_command(project, "schema", "own_gap", "--import", "my_package.losses"))
+    assert json.loads(run_here(project, "schema", "--import", "my_package.losses")) == json.loads(written)
+    alone = json.loads(run_here(project, "schema", "own_gap", "--import", "my_package.losses"))
     assert alone == json.loads((project / "schemas" / "losses" / "own_gap.json").read_text("utf-8"))
 
 
 def test_writing_says_which_line_names_the_schema(project: Path) -> None:
-    printed = run_command(project, "schema", "--import", "my_package.losses", "--write", "schemas")
+    printed = run_here(project, "schema", "--import", "my_package.losses", "--write", "schemas")
     assert "# yaml-language-server: $schema=schemas/training_config.json" in printed
 
 
@@ -101,21 +101,21 @@ def test_the_line_is_written_into_configs(text: str, project: Path) -> None:
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_bytes(text.encode())
     arguments = ["schema", "--import", "my_package.losses", "--write", "schemas", "--modeline", str(config)]
-    run_command(project, *arguments)
+    run_here(project, *arguments)
     once = config.read_bytes().decode()
     first, _, rest = once.partition("\n")
     assert first == "# yaml-language-server: $schema=../../schemas/training_config.json"
     assert rest == text.replace("# yaml-language-server: $schema=old.json\n", "").replace(
         "#yaml-language-server:  $schema=old.json\r\n", ""
     )
-    run_command(project, *arguments)
+    run_here(project, *arguments)
     assert config.read_bytes().decode() == once
 
 
 @pytest.mark.parametrize("loss", ["own_gap", "own_tempered", "own_doubled"])
 def test_init_starts_a_config_with_them(loss: str, project: Path) -> None:
-    printed = run_command(project, "init", f"{loss}.yaml", "--loss", loss, "--import", "my_package.losses")
+    printed = run_here(project, "init", f"{loss}.yaml", "--loss", loss, "--import", "my_package.losses")
     command = printed.split("next: tensafe ")[1].split()
     assert command[0] == "validate"
-    assert run_command(project, *command) == f"{loss}.yaml: ok, loss {loss}\n"
+    assert run_here(project, *command) == f"{loss}.yaml: ok, loss {loss}\n"
     assert loss in json.loads((project / "tensafe.schema.json").read_text("utf-8"))["definitions"]

@@ -57,6 +57,7 @@ few = settings(max_examples=max(5, settings().max_examples // 8))
 def _poor_choices_are_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the gradient of k1", UserWarning)
+        warnings.filterwarnings("ignore", "jsd: beta=", UserWarning)
         yield
 
 

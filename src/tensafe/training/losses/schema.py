@@ -29,7 +29,7 @@ from .registry import builtin_names, get_registered_losses
 from .typos import slips
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from .problems import JsonSchema
 
@@ -65,12 +65,7 @@ def loss_schema(name: str, nested: Iterable[str] | None = None) -> JsonSchema:
         UnknownLossError: Nothing has this name.
         LossConfigError: What has it could not be called as a loss.
     """
-    loss = read_loss(name)
-    definitions = loss.definitions
-    if '"#/definitions/loss-' in json.dumps(loss):  # it holds others
-        definitions = _definitions(nested)
-    schema = {"$schema": _DRAFT, **loss.kwargs, "type": "object"}
-    return {**schema, "definitions": definitions} if definitions else schema
+    return _of_one(read_loss(name), lambda: _definitions(nested))
 
 
 def training_config_schema(names: Iterable[str] | None = None) -> JsonSchema:
@@ -80,15 +75,7 @@ def training_config_schema(names: Iterable[str] | None = None) -> JsonSchema:
         names: The losses that it may name, beside dotted paths; by default all that are registered, but for those that
             would fail to resolve, which are logged.
     """
-    return {
-        "$schema": _DRAFT,
-        "title": "training config",
-        "type": "object",
-        "required": ["loss"],
-        "properties": {"loss": reference(SPEC)},
-        "additionalProperties": True,
-        "definitions": _definitions(names),
-    }
+    return _of_config(_definitions(names))
 
 
 def schema_files(names: Iterable[str] | None = None) -> dict[str, str]:
@@ -97,10 +84,35 @@ def schema_files(names: Iterable[str] | None = None) -> dict[str, str]:
     Args:
         names: The losses; by default those that are built in.
     """
-    chosen = sorted(builtin_names() if names is None else names)
-    schemas = {"training_config.json": training_config_schema(chosen)}
-    schemas.update({f"losses/{name}.json": loss_schema(name, chosen) for name in chosen})
+    losses = _read(builtin_names() if names is None else names)
+    definitions = _defined(losses)
+    schemas = {"training_config.json": _of_config(definitions)}
+    schemas.update({f"losses/{name}.json": _of_one(loss, lambda: definitions) for name, loss in losses.items()})
     return {path: json.dumps(schema, indent=2, allow_nan=False) + "\n" for path, schema in schemas.items()}
+
+
+def _of_one(loss: LossSchema, others: Callable[[], dict[str, JsonSchema]]) -> JsonSchema:
+    """Return the schema of a loss's kwargs; `others` defines the losses that it may hold."""
+    holds_others = '"#/definitions/loss-' in json.dumps(loss)
+    definitions = others() if holds_others else loss.definitions
+    schema = {"$schema": _DRAFT, **loss.kwargs, "type": "object"}
+    return {**schema, "definitions": definitions} if definitions else schema
+
+
+def _of_config(definitions: dict[str, JsonSchema]) -> JsonSchema:
+    return {
+        "$schema": _DRAFT,
+        "title": "training config",
+        "type": "object",
+        "required": ["loss"],
+        "properties": {"loss": reference(SPEC)},
+        "additionalProperties": True,
+        "definitions": definitions,
+    }
+
+
+def _read(names: Iterable[str]) -> dict[str, LossSchema]:
+    return {name: read_loss(name) for name in sorted(set(names))}
 
 
 def _read_registered() -> dict[str, LossSchema]:
@@ -114,8 +126,11 @@ def _read_registered() -> dict[str, LossSchema]:
 
 
 def _definitions(names: Iterable[str] | None) -> dict[str, JsonSchema]:
+    return _defined(_read_registered() if names is None else _read(names))
+
+
+def _defined(losses: Mapping[str, LossSchema]) -> dict[str, JsonSchema]:
     """Return the kwargs of each loss, and the shape of a spec that may name any of them."""
-    losses = _read_registered() if names is None else {name: read_loss(name) for name in sorted(set(names))}
     definitions: dict[str, JsonSchema] = {}
     for name, loss in losses.items():
         definitions.update({name: loss.kwargs, **loss.definitions})

@@ -224,7 +224,7 @@ def _known(failures: Failures) -> dict[str, str]:
 
 def _run(check: Check, loss: Spec, info: LossInfo | None = None) -> None:
     with _in_one_thread(), torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+        torch.default_generator.manual_seed(0)  # the one that is forked; torch.manual_seed takes 1 ms for the others
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what a loss says of a kwarg that a check chose
             check.run(Subject(loss, info))

@@ -54,7 +54,7 @@ def check_dynamic_shapes(subject: Subject) -> None:
     counter = CompileCounterWithBackend("eager")
     with fresh_compiler():
         compiled = torch.compile(trials[0].loss, fullgraph=True, backend=counter)  # pyright: ignore[reportUnknownMemberType]
-        for trial in trials:
+        for number, trial in enumerate(trials, start=1):
             try:
                 found = trial.call(compiled)
             except Exception as error:
@@ -63,8 +63,8 @@ def check_dynamic_shapes(subject: Subject) -> None:
                 fail(f"compiled for other sizes it raises {_told(error)}", trial=trial)
             expected = trial.call(trials[0].loss)
             require_same_result(found, expected, "compiled for several sizes", trial)
-    if counter.frame_count > _MOST_GRAPHS:
-        fail(f"{counter.frame_count} graphs were made for {len(_SIZES)} batch sizes and lengths", trial=trials[-1])
+            if counter.frame_count > _MOST_GRAPHS:
+                fail(f"{counter.frame_count} graphs were made for {number} batch sizes and lengths", trial=trial)
 
 
 @conformance_check(
