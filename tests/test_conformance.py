@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in Path(builtin_path[0]).glob("*.py") if not path.stem.startswith("_"))
 
 
-SLOW = {"check_dynamic_shapes", "check_export"}
-"""What compiles a loss several times: done for one loss of each kind, and for all by HYPOTHESIS_PROFILE=deep."""
+SLOW = {"check_compile_fullgraph", "check_dynamic_shapes", "check_export"}
+"""What compiles a loss: done for one loss of each kind, and for all by HYPOTHESIS_PROFILE=deep. What most often breaks
+a graph, a look at a value, is found in all of them by check_no_host_sync."""
 
 FIRST_OF_ITS_KIND = set({LOSS_REGISTRY[name].__base__: name for name in reversed(NAMES)}.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 
 PATIENCE = 120  # seconds, for a collective and for all of it: the machine may be busy
 
+# one process imports torch, and those of all tests are forked from it
+multiprocessing.set_forkserver_preload(["torch.distributed.tensor", "torch.nn.parallel", "tensafe.distributed"])
+
 
 def over_ranks(work: Callable[[], None], ranks: int = 2) -> None:
     """Run a module-level function in each of some processes of one gloo group; whatever one raises is raised here."""
     processes: Any = torch.multiprocessing
     with tempfile.TemporaryDirectory() as folder:
-        context = processes.spawn(_run, (ranks, str(Path(folder) / "store"), work), nprocs=ranks, join=False)
+        context = processes.start_processes(
+            _run, (ranks, str(Path(folder) / "store"), work), nprocs=ranks, join=False, start_method="forkserver"
+        )
         try:
             until = monotonic() + PATIENCE
             while not context.join(timeout=1):  # it returns whenever one of them ends

@@ -1,5 +1,6 @@
 """The checks, checked: each notices some mistake that people make, and none finds fault with what is right."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from zoo.mutant import Mutant
 ZOO = Path(__file__).parents[1] / "zoo"
 MODULES = [import_module(f"zoo.{path.stem}") for path in sorted(ZOO.glob("*.py")) if path.stem != "conftest"]
 MUTANTS: list[Mutant] = [mutant for module in MODULES for mutant in getattr(module, "MUTANTS", [])]
-QUICK = {"core", "numerics"}
+EVERYWHERE = {"core", "numerics"} if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else {"core"}
 GROUP_OF = {check.name: check.group for check in all_checks()}
 
 
 def groups_for(mutant: Mutant) -> list[str]:
-    """Those that are quick, and the others where they are to notice."""
-    return [group for group in GROUPS if group in QUICK or any(GROUP_OF[check] == group for check in mutant.killed_by)]
+    """Those in which a check is to notice, and others in which none is to."""
+    return [
+        group for group in GROUPS if group in EVERYWHERE or any(GROUP_OF[check] == group for check in mutant.killed_by)
+    ]
 
 
 def test_each_has_a_name_of_its_own() -> None:

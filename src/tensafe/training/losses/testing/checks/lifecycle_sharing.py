@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from tensafe.training.losses.testing.trial import Trial
 
 _THREADS = 8
-_ROUNDS = 1
+_CALLS = 3
+"""Of each thread; they begin one call apart, so that together they make every one several times."""
+
 _MOST_OVERRIDES = 2
 
 
@@ -53,7 +55,7 @@ def check_thread_safety(subject: Subject) -> None:
     def work(first: int) -> None:
         barrier.wait()
         with _Yielding():
-            for step in range(_ROUNDS * len(calls)):
+            for step in range(_CALLS):
                 index = (first + step) % len(calls)
                 wrong.extend(_wrong(*calls[index], expected[index]))
 
