@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from tensafe.training.losses import registry
 
-settings.register_profile("same", max_examples=30, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("same", max_examples=20, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("new", max_examples=100, deadline=None)
 settings.register_profile("deep", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "same")

@@ -20,7 +20,7 @@ SLOW = {"check_compile_fullgraph", "check_dynamic_shapes", "check_export"}
 """What compiles a loss: done for one loss of each kind, and for all by HYPOTHESIS_PROFILE=deep. What most often breaks
 a graph, a look at a value, is found in all of them by check_no_host_sync."""
 
-FIRST_OF_ITS_KIND = set({LOSS_REGISTRY[name].__base__: name for name in reversed(NAMES)}.values())
+FIRST_OF_ITS_KIND = set({LOSS_REGISTRY[name].__base__.__module__: name for name in reversed(NAMES)}.values())
 
 
 def cases() -> Iterator[Any]:

@@ -499,8 +499,8 @@ def test_compiled_it_is_one_graph_that_agrees_with_eager(case: Case) -> None:
     assert_same(run(compiled, outputs, batch), run(case.loss, outputs, batch), **as_compiled(case))
 
 
-@pytest.mark.parametrize("case", [CASES["token_ce shaped"], CASES["contrastive"]], ids=["token_ce", "contrastive"])
-def test_compiled_by_inductor_it_agrees_with_eager(case: Case) -> None:
+def test_compiled_by_inductor_it_agrees_with_eager() -> None:
+    case = CASES["token_ce shaped"]  # one is enough to show that kernels can be made of the graphs tested elsewhere
     outputs, batch = case.batch(5)
     compiled = torch.compile(case.loss, fullgraph=True)
     assert_same(run(compiled, outputs, batch), run(case.loss, outputs, batch))
