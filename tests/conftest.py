@@ -14,6 +14,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "same")
 torch.set_num_threads(1)  # the tensors here are tiny, and one thread adds in one order
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes longest, lest one worker is left alone with it at the end."""
+    long = {"test_typing.py", "test_memory.py", "test_conform.py", "test_train_examples.py"}
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture
 def isolated_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at the end of a test what it registered."""

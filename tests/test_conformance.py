@@ -10,9 +10,10 @@ import pytest
 from references.conformance import INFOS
 from tensafe.training.losses import LOSS_REGISTRY, get_registered_losses
 from tensafe.training.losses.builtin import __path__ as builtin_path
-from tensafe.training.losses.testing import loss_checks_generator, select_checks
+from tensafe.training.losses.testing import assert_loss_conforms, loss_checks_generator, select_checks
 
 ROOT = Path(__file__).parent.parent
+QUICK = ("core", "numerics")
 NAMES = sorted(path.stem for path in Path(builtin_path[0]).glob("*.py") if not path.stem.startswith("_"))
 
 
@@ -23,16 +24,25 @@ a graph, a look at a value, is found in all of them by check_no_host_sync."""
 FIRST_OF_ITS_KIND = set({LOSS_REGISTRY[name].__base__.__module__: name for name in reversed(NAMES)}.values())
 
 
+@pytest.mark.parametrize("group", QUICK)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_conforms(name: str, group: str) -> None:
+    assert_loss_conforms(name, info=INFOS.get(name), groups=[group], on_skip=None)
+
+
 def cases() -> Iterator[Any]:
     for name in NAMES:
         pairs = loss_checks_generator(name, info=INFOS.get(name))
         for each, (_, check) in zip(select_checks(), pairs, strict=True):
-            if each.name not in SLOW or name in FIRST_OF_ITS_KIND or os.environ.get("HYPOTHESIS_PROFILE") == "deep":
+            slow = (
+                each.name in SLOW and name not in FIRST_OF_ITS_KIND and os.environ.get("HYPOTHESIS_PROFILE") != "deep"
+            )
+            if each.group not in QUICK and not slow:
                 yield pytest.param(name, check, id=f"{name}-{each.name}")
 
 
 @pytest.mark.parametrize(("loss", "check"), list(cases()))
-def test_it_conforms(loss: str, check: Callable[[str], None]) -> None:
+def test_it_stands_what_takes_longer(loss: str, check: Callable[[str], None]) -> None:
     check(loss)
 
 
